@@ -1,0 +1,50 @@
+# `make demo` and `make test` need nothing but Python and a package index; they set themselves up.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PACKAGES := halfv_accel halfv_probe halfv_data halfv_cli tiny_vlm
+DEMO := reports/demo
+
+.PHONY: help setup demo test check lint types tiny-vlm accuracy
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: .venv/.installed  ## make .venv and install everything into it
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: setup  ## calibrate the embedded model, plot its entropy, ask it about a picture
+	mkdir -p $(DEMO)
+	$(BIN)/halfv calibrate --model tiny-qwen2.5-vl --out $(DEMO)/profile.json
+	$(BIN)/halfv plot-entropy --profile $(DEMO)/profile.json --out $(DEMO)/entropy.png
+	$(BIN)/halfv run --profile $(DEMO)/profile.json --compare
+
+test: setup  ## run the tests
+	$(BIN)/python -m pytest
+
+check: lint types test  ## lint, types and tests, as CI runs them
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	@# Type-check under the installed names, which differ from the folders'.
+	@mkdir -p build/types
+	@ln -sfn ../../halfv_accel build/types/halfv_accel && ln -sfn ../../halfv_probe build/types/halfv_probe
+	@ln -sfn ../../calibration_data build/types/halfv_data && ln -sfn ../../cli build/types/halfv_cli
+	@ln -sfn ../../tiny_vlm build/types/tiny_vlm
+	MYPYPATH=build/types $(BIN)/mypy $(addprefix -p ,$(PACKAGES))
+
+tiny-vlm: setup  ## train both embedded models again (about two hours on 2 cores)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tiny_vlm.train tiny-qwen2.5-vl --out runs/tiny-qwen2.5-vl & \
+	OMP_NUM_THREADS=1 $(BIN)/python -m tiny_vlm.train tiny-llava --out runs/tiny-llava; wait
+	$(BIN)/python -m tiny_vlm.report runs/tiny-qwen2.5-vl tiny-qwen2.5-vl
+	$(BIN)/python -m tiny_vlm.report runs/tiny-llava tiny-llava
+
+accuracy: setup  ## measure both embedded models, untouched and accelerated (the README's table)
+	$(BIN)/python -m tiny_vlm.evaluate --out reports/tiny_vlm
