@@ -1,0 +1,69 @@
+"""Pictures of a profile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from halfv_accel import Profile
+
+GROUP_STYLES = {
+    "visual": {"color": "#1b6ca8", "linewidth": 2.4, "marker": "o", "markersize": 4},
+    "text": {"color": "#c8553d", "linewidth": 1.4, "marker": "s", "markersize": 3},
+    "all": {"color": "#8a8a8a", "linewidth": 1.4, "linestyle": "--"},
+}
+STAGE_COLOURS = ("#e8f1f8", "#fdf3dc", "#e9f5e6")
+
+
+def plot_entropy(profile: Profile, path: Path | str) -> None:
+    """Draw entropy over depth with the three stages and the chosen layers, and the layer redundancy below.
+
+    Parameters
+    ----------
+    profile : Profile
+        With its evidence.
+    path : path
+        PNG, PDF or SVG; the ending decides. Written in one go at the end.
+    """
+    figure = Figure(figsize=(8, 6.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2.4, 1])
+    _draw_stages(top, profile)
+    for group, style in GROUP_STYLES.items():
+        top.plot(profile.evidence.entropy[group], label=f"{group} tokens", **style)
+    top.set_ylabel(f"entropy of the top {profile.evidence.k} eigenvalues (nats)")
+    top.legend(loc="best", framealpha=0.9)
+    stable = "" if profile.evidence.stable else "  (no three stages found: cautious choice)"
+    figure.suptitle(f"{profile.model.id}: entropy over depth, {profile.calibration.samples} samples{stable}")
+
+    layers = range(len(profile.evidence.layer_kl))
+    bottom.bar(layers, [max(value, 1e-9) for value in profile.evidence.layer_kl], color="#1b6ca8", width=0.6)
+    bottom.set_yscale("log")
+    bottom.set_ylabel("layer redundancy:\nKL (nats)")
+    bottom.set_xlabel("decoder layer (entropy: its input; the last point is the output)")
+    bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.savefig(path, dpi=130)
+
+
+def _draw_stages(axes, profile: Profile) -> None:
+    """Shade the stages and mark the layers at which tokens are reduced."""
+    last = profile.model.num_layers
+    ssr = profile.ssr.layer if profile.ssr.layer is not None else last
+    bounds = [0, profile.ivr.layer, ssr, last]
+    names = ("I alignment", "II aggregation", "III saturation")
+    transform = axes.get_xaxis_transform()
+    if profile.evidence.stable:
+        for name, colour, start, end in zip(names, STAGE_COLOURS, bounds, bounds[1:], strict=False):
+            if end > start:
+                axes.axvspan(start, end, color=colour, zorder=0)
+                axes.text((start + end) / 2, 1.01, name, transform=transform, ha="center", va="bottom", fontsize=9)
+    marks = [(profile.ivr.layer, f"IVR: keep {profile.ivr.retention:.0%}")]
+    if profile.ssr.layer is not None:
+        kept = f" {profile.ssr.retention:.0%}" if profile.ssr.retention else ""
+        marks.append((profile.ssr.layer, f"SSR: {profile.ssr.mode}{kept}"))
+    for layer, text in marks:
+        axes.axvline(layer, color="black", linewidth=1, linestyle=":")
+        axes.text(layer, 0.02, f" {text}", transform=transform, rotation=90, ha="right", va="bottom", fontsize=9)

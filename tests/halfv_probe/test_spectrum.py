@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from halfv_probe.elbow import find_elbow
+from halfv_probe.entropy import truncated_entropy
+from halfv_probe.spectrum import spectrum
+
+matrices = arrays(
+    np.float64,
+    st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    elements=st.floats(-10, 10, allow_subnormal=False).map(lambda v: 0.0 if abs(v) < 1e-3 else v),
+)
+spectra = st.lists(st.floats(1e-6, 1e6), min_size=2, max_size=40).map(lambda values: sorted(values, reverse=True))
+
+
+@given(states=matrices, center=st.booleans())
+def test_spectrum_is_the_squared_singular_values(states, center):
+    centred = states - states.mean(axis=0) if center else states
+    expected = np.linalg.svd(centred, compute_uv=False) ** 2
+    scale = max(1.0, expected.max())
+    np.testing.assert_allclose(spectrum(states, center=center).numpy(), expected, atol=1e-10 * scale)
+
+
+@given(states=matrices, seed=st.integers(0, 9))
+def test_spectrum_ignores_rotation(states, seed):
+    rotation, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(states.shape[1],) * 2))
+    before, after = spectrum(states), spectrum(states @ rotation)
+    torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-9 * max(1.0, before[0].item()))
+
+
+@given(states=matrices, k=st.integers(1, 20))
+def test_truncated_spectrum_is_the_head_of_the_whole(states, k):
+    torch.testing.assert_close(spectrum(states, k=k), spectrum(states)[:k], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("bad", [np.zeros((0, 3)), np.zeros(3), np.array([[np.nan, 1.0]]), np.array([[np.inf]])])
+def test_spectrum_refuses_what_has_none(bad):
+    with pytest.raises(ValueError):
+        spectrum(bad)
+
+
+@given(values=spectra, k=st.integers(1, 50))
+def test_entropy_lies_between_zero_and_log_k(values, k):
+    assert 0 <= truncated_entropy(values, k) <= np.log(min(k, len(values))) + 1e-12
+
+
+@given(values=spectra, k=st.integers(1, 50), scale=st.floats(1e-3, 1e3))
+def test_entropy_ignores_scale(values, k, scale):
+    assert truncated_entropy([v * scale for v in values], k) == pytest.approx(truncated_entropy(values, k), abs=1e-9)
+
+
+@given(k=st.integers(1, 64))
+def test_entropy_of_equal_directions_is_log_k(k):
+    assert truncated_entropy([2.5] * 64, k) == pytest.approx(np.log(k))
+
+
+@pytest.mark.parametrize(("values", "k"), [([0.0, 0.0], 2), ([1.0, -1.0], 2), ([1.0], 0)])
+def test_entropy_refuses_what_is_no_spectrum(values, k):
+    with pytest.raises(ValueError):
+        truncated_entropy(values, k)
+
+
+@given(signal=st.integers(1, 20), tail=st.integers(2, 60), floor=st.floats(1e-8, 1e-2), scale=st.floats(1e-3, 1e3))
+def test_elbow_counts_the_directions_above_a_noise_floor(signal, tail, floor, scale):
+    assert find_elbow([scale] * signal + [scale * floor] * tail) == signal
+
+
+def test_elbow_of_a_decay_into_a_floor():
+    assert find_elbow([2.0**-i for i in range(10)] + [1e-3] * 50) == 10
+
+
+def test_elbow_without_a_bend_keeps_everything():
+    assert find_elbow([1.0] * 7) == 7
+
+
+def test_elbow_needs_a_positive_eigenvalue():
+    with pytest.raises(ValueError, match="positive"):
+        find_elbow([0.0, 0.0])
