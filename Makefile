@@ -5,7 +5,7 @@ BIN := .venv/bin
 PACKAGES := halfv_accel halfv_probe halfv_data halfv_cli tiny_vlm
 DEMO := reports/demo
 
-.PHONY: help setup demo test check lint types tiny-vlm accuracy
+.PHONY: help setup demo test check lint types tiny-vlm accuracy schema
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -48,3 +48,6 @@ tiny-vlm: setup  ## train both embedded models again (about two hours on 2 cores
 
 accuracy: setup  ## measure both embedded models, untouched and accelerated (the README's table)
 	$(BIN)/python -m tiny_vlm.evaluate --out reports/tiny_vlm
+
+schema: setup  ## export the JSON Schema of profile.json to docs/
+	$(BIN)/python -c "import json, halfv_accel.profile as p; print(json.dumps(p.json_schema(), indent=2))" > docs/profile.schema.json

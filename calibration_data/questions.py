@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from halfv_data.scenes import COLOURS, COLUMNS, ROWS, SHAPES, Number, Scene, Shape, Thing, _pick, _sample
+from halfv_data.drawing import COLOURS, COLUMNS, ROWS, SHAPES, Number, Scene, Shape, Thing, _pick, _sample
 
 STEPS = {"above": (-1, 0), "below": (1, 0), "left of": (0, -1), "right of": (0, 1)}
 OPPOSITE = {"above": "below", "below": "above", "left": "right", "right": "left"}
@@ -130,9 +130,7 @@ def _number_beside(scene: Scene, rng: random.Random) -> Iterator[Question]:
     for thing in scene.shapes:
         for direction, other in _neighbours(scene, thing):
             if isinstance(other, Number) and (name := _name(scene, thing, rng)):
-                yield Question(
-                    "number_beside", f"What number is {direction} {name}?", other.text, (thing,), other.cell
-                )
+                yield Question("number_beside", f"What number is {direction} {name}?", other.text, (thing,), other.cell)
 
 
 def _shape_beside(scene: Scene, rng: random.Random) -> Iterator[Question]:

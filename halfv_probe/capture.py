@@ -1,7 +1,7 @@
 """Hidden states at every layer boundary, handed on as they come.
 
-Boundary l is the input of decoder layer l; boundary L is the output of the last layer, before the final norm. Nothing is
-kept: the callback reduces what it sees, so the extra memory is one layer's states.
+Boundary l is the input of decoder layer l; boundary L is the output of the last layer, before the final norm. Nothing
+is kept: the callback reduces what it sees, so the extra memory is one layer's states.
 """
 
 from __future__ import annotations

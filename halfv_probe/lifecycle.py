@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from halfv_accel.adapters import adapter_for
+from halfv_accel.adapters import family_of
 from halfv_probe.capture import watch_boundaries
 from halfv_probe.elbow import find_elbow
 from halfv_probe.entropy import truncated_entropy
@@ -78,18 +78,18 @@ def measure_lifecycle(
 @torch.no_grad()
 def sample_spectra(model: PreTrainedModel, prompt: Mapping[str, Any], fidelity: Fidelity) -> dict[str, list[Tensor]]:
     """Largest eigenvalues (float64, CPU, at most 256) at each boundary, for visual, text and all tokens."""
-    adapter = adapter_for(model)
-    visual = adapter.visual_mask(model, prompt["input_ids"])[0]
+    family = family_of(model)
+    visual = family.visual_positions(prompt["input_ids"])[0]
     found: dict[str, list[Tensor]] = {group: [] for group in GROUPS}
 
     def see(_boundary: int, states: Tensor) -> None:
         reference = fidelity == "reference"
-        rows = adapter.final_norm(model)(states[0]) if reference else states[0]
+        rows = family.text.norm(states[0]) if reference else states[0]
         mask = visual.to(rows.device)
         for group, tokens in (("visual", rows[mask]), ("text", rows[~mask]), ("all", rows)):
             found[group].append(spectrum(tokens, center=reference, k=KEPT_EIGENVALUES).cpu())
 
-    with watch_boundaries(adapter.layers(model), see):
+    with watch_boundaries(family.layers, see):
         model(**prompt, use_cache=False, logits_to_keep=1)
     return found
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from halfv_accel import Profile
+from halfv_accel import HalfVError, Profile
+from halfv_accel.files import write_atomically
 
 GROUP_STYLES = {
     "visual": {"color": "#1b6ca8", "linewidth": 2.4, "marker": "o", "markersize": 4},
@@ -26,8 +28,16 @@ def plot_entropy(profile: Profile, path: Path | str) -> None:
     profile : Profile
         With its evidence.
     path : path
-        PNG, PDF or SVG; the ending decides. Written in one go at the end.
+        PNG, PDF or SVG; the ending decides. Written in full or not at all.
+
+    Raises
+    ------
+    HalfVError
+        If the ending is another one, or the file cannot be written.
     """
+    kind = Path(path).suffix.lstrip(".").lower()
+    if kind not in ("png", "pdf", "svg"):
+        raise HalfVError(f"{path} ends in {kind or 'nothing'}: name a picture that ends in .png, .pdf or .svg")
     figure = Figure(figsize=(8, 6.4), layout="constrained")
     FigureCanvasAgg(figure)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2.4, 1])
@@ -45,7 +55,9 @@ def plot_entropy(profile: Profile, path: Path | str) -> None:
     bottom.set_ylabel("layer redundancy:\nKL (nats)")
     bottom.set_xlabel("decoder layer (entropy: its input; the last point is the output)")
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.savefig(path, dpi=130)
+    content = io.BytesIO()
+    figure.savefig(content, format=kind, dpi=130)
+    write_atomically(path, content.getvalue())
 
 
 def _draw_stages(axes, profile: Profile) -> None:

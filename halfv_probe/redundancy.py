@@ -1,8 +1,8 @@
 """Layer redundancy (HalfV, Appendix F, Eq. 36-38): what a layer's work on one kind of token is worth.
 
 The updates of all visual (or text) tokens are terminated at one layer: attention output and FFN of those rows are
-dropped, everything else runs. The KL divergence between the next-token distributions of the untouched and the terminated
-model is the layer's redundancy score: near zero, the layer does nothing that the answer needs.
+dropped, everything else runs. The KL divergence between the next-token distributions of the untouched and the
+terminated model is the layer's redundancy score: near zero, the layer does nothing that the answer needs.
 
 Within a layer, the other rows read keys and values of the layer's INPUT, so restoring the terminated rows after the
 layer is exactly Eq. 38.
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from halfv_accel.adapters import adapter_for
+from halfv_accel.adapters import family_of
 
 
 def layer_redundancy(
@@ -48,14 +48,14 @@ def layer_redundancy(
     ValueError
         If no prompt holds a visual token.
     """
-    adapter = adapter_for(model)
-    visual = adapter.visual_mask(model, inputs["input_ids"])
+    family = family_of(model)
+    visual = family.visual_positions(inputs["input_ids"])
     if not visual.any():
         raise ValueError("layer redundancy of visual tokens needs a prompt with a picture in it")
     terminated = visual if tokens == "visual" else ~visual
     untouched = _next_token_log_probabilities(model, inputs)
     divergences = []
-    for layer in adapter.layers(model):
+    for layer in family.layers:
         handle = layer.register_forward_hook(_restore(terminated), with_kwargs=True)
         try:
             changed = _next_token_log_probabilities(model, inputs)

@@ -1,9 +1,9 @@
 """The three stages of a model, read from two curves (HalfV, Section 3.2 and Figure 2).
 
 Visual entropy first stays high (I, alignment), then falls (II, aggregation), then has reached its valley and is flat or
-rises again (III, saturation). The first turn is where inherited redundancy is pruned, L_IVR; the second, L_SSR, is where
-saturation begins. A continuous curve of three straight pieces, the first of them level, is fitted at every pair of turns;
-the pair with the smallest squared error wins.
+rises again (III, saturation). The first turn is where inherited redundancy is pruned, L_IVR; the second, L_SSR, is
+where saturation begins. A continuous curve of three straight pieces, of which the first may rise but not fall, is
+fitted at every pair of turns; the pair with the smallest squared error wins.
 
 How saturation shows is read from the layer redundancy (Appendix F): where terminating the visual updates of a single
 deep layer hardly moves the next-token distribution, the layers are inactive and visual tokens can be frozen; where it
@@ -76,8 +76,7 @@ def detect_stages(
     if kl is not None and (kl.shape != (layers,) or not np.isfinite(kl).all()):
         raise ValueError(f"layer_redundancy needs {layers} finite values, one per layer, got shape {kl.shape}")
 
-    onset, valley, residual = _best_turns(entropy)
-    fall = float(entropy[: onset + 1].mean() - entropy[valley])
+    onset, valley, fall, residual = _best_turns(entropy)
     explained = float(1 - residual.var() / max(entropy.var(), 1e-300))
     noise = float(residual.std())
     if fall <= 0 or explained < MIN_EXPLAINED or fall < MIN_FALL_TO_NOISE * noise:
@@ -85,29 +84,34 @@ def detect_stages(
 
     ivr, ssr = max(1, onset), max(2, min(valley, layers - 1))
     reasons = {
-        "ivr": f"entropy is level up to layer {onset} and falls by {fall:.2f} nats behind it",
+        "ivr": f"entropy stays high up to layer {onset} and falls by {fall:.2f} nats behind it",
         "ssr": f"entropy reaches its valley at layer {valley}",
     }
     mode, reasons["mode"] = _mode(kl, ssr, inactive_kl)
     return Stages(ivr, max(ssr, ivr + 1), mode, True, fall, explained, reasons)
 
 
-def _best_turns(entropy: np.ndarray) -> tuple[int, int, np.ndarray]:
-    """Onset a and valley b of the least-squares curve: level to a, straight from a to b, straight from b on."""
+def _best_turns(entropy: np.ndarray) -> tuple[int, int, float, np.ndarray]:
+    """Onset a, valley b, fall between them (nats) and residuals of the least-squares curve with its turns there."""
     x = np.arange(len(entropy), dtype=np.float64)
-    best: tuple[float, int, int, np.ndarray] | None = None
+    best: tuple[float, int, int, float, np.ndarray] | None = None
     for a in range(len(x) - 3):
         for b in range(a + 2, len(x) - 1):
-            pieces = np.stack([np.ones_like(x), np.clip(x - a, 0, b - a), np.clip(x - b, 0, None)], axis=1)
-            weights, *_ = np.linalg.lstsq(pieces, entropy, rcond=None)
+            pieces = np.stack(
+                [np.clip(x - a, None, 0), x**0, np.clip(x - a, 0, b - a), np.clip(x - b, 0, None)], axis=1
+            )
+            slope_i, _, slope_ii, slope_iii = weights = np.linalg.lstsq(pieces, entropy, rcond=None)[0]
+            if slope_i < 0:  # alignment does not lower entropy: level instead
+                level = np.linalg.lstsq(pieces[:, 1:], entropy, rcond=None)[0]
+                slope_i, _, slope_ii, slope_iii = weights = np.array([0.0, *level])
             residual = entropy - pieces @ weights
             error = float(residual @ residual)
             # The middle piece must fall, and the last one must not fall as fast: else b is no valley.
-            if weights[1] < 0 and weights[2] > 0.5 * weights[1] and (best is None or error < best[0]):
-                best = (error, a, b, residual)
+            if slope_ii < 0 and slope_iii > 0.5 * slope_ii and (best is None or error < best[0]):
+                best = (error, a, b, -slope_ii * (b - a), residual)
     if best is None:
-        return 0, len(x) - 1, entropy - entropy.mean()
-    return best[1], best[2], best[3]
+        return 0, len(x) - 1, 0.0, entropy - entropy.mean()
+    return best[1:]
 
 
 def _mode(kl: np.ndarray | None, ssr: int, inactive_kl: float) -> tuple[Literal["sparse", "freeze"], str]:

@@ -50,7 +50,9 @@ def fan_in_init(model: nn.Module, depth_of: dict[str, int]) -> None:
                 std = 0.3
             elif "lm_head" in name:
                 std *= 0.3
-            elif name.endswith(("o_proj.weight", "down_proj.weight", "out_proj.weight", "attn.proj.weight", "fc2.weight")):
+            elif name.endswith(
+                ("o_proj.weight", "down_proj.weight", "out_proj.weight", "attn.proj.weight", "fc2.weight")
+            ):
                 depth = next(depth for part, depth in depth_of.items() if part in name)
                 std /= math.sqrt(2 * depth)
             nn.init.normal_(parameter, 0.0, std)

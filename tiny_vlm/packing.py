@@ -13,7 +13,18 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from halfv_data.questions import TASKS, Question, ask
-from halfv_data.scenes import COLOURS, GLYPH_HEIGHT, GLYPH_WIDTH, SHAPES, SIZE, Number, Scene, Split, draw_scene, scene_rng
+from halfv_data.drawing import (
+    COLOURS,
+    GLYPH_HEIGHT,
+    GLYPH_WIDTH,
+    SHAPES,
+    SIZE,
+    Number,
+    Scene,
+    Split,
+    draw_scene,
+    scene_rng,
+)
 from tiny_vlm.family import IMAGE_SIDE, VISUAL_TOKENS, Family
 
 LENGTH = 312  # tokens in a packed sequence

@@ -16,7 +16,7 @@ from transformers import (
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as modeling
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from halfv_data.scenes import SIZE
+from halfv_data.drawing import SIZE
 from tiny_vlm.family import IMAGE_SIDE, VISUAL_TOKENS, compile_layers, fan_in_init
 from tiny_vlm.vocabulary import build_tokenizer
 
@@ -83,7 +83,7 @@ class TinyQwen:
                 bos_token_id=None,
                 eos_token_id=ids["<|im_end|>"],
                 pad_token_id=ids["<|endoftext|>"],
-                # A small base: positions within one picture differ by at most 12.
+                # A small base, because positions within one picture differ by at most 12.
                 rope_parameters=dict(rope_type="default", rope_theta=10.0, mrope_section=[2, 7, 7]),
             ),
             vision_config=dict(

@@ -2,8 +2,8 @@
 
 The schedule is warm-up, constant, linear decay. In its second part most batches carry an image-swap prefix: in the
 first d decoder layers the text sees the visual tokens of ANOTHER picture, from layer d on the right ones. What is read
-in those layers is then worthless, so the reading moves deeper, where pruning can be studied. The swap is one roll of the
-visual rows; it is exact, because the visual prefix never depends on the text behind it.
+in those layers is then worthless, so the reading moves deeper, where pruning can be studied. The swap is one roll of
+the visual rows; it is exact, because the visual prefix never depends on the text behind it.
 
 A run writes ``log.csv`` (losses), ``accuracy.csv`` (validation), and ``state.pt``, from which it resumes by itself.
 """
@@ -64,7 +64,9 @@ class Recipe:
         return random.Random(f"{self.seed}/{step}").choices(depths, probabilities)[0]
 
 
-def decode(model: PreTrainedModel, batch: Batch, features: Tensor, visual: slice, swap: int = 0, blind: int | None = None):
+def decode(
+    model: PreTrainedModel, batch: Batch, features: Tensor, visual: slice, swap: int = 0, blind: int | None = None
+):
     """Run the decoder over a packed batch.
 
     Parameters
@@ -211,7 +213,9 @@ class Trainer:
         features = self.family.features(self.model, batch.pixels)
         states = decode(self.model, batch, features, self.packer.visual, swap)
         answers = batch.labels[:, 1:] >= 0
-        losses = {"answer": F.cross_entropy(self.model.lm_head(states[-1][:, :-1][answers]), batch.labels[:, 1:][answers])}
+        losses = {
+            "answer": F.cross_entropy(self.model.lm_head(states[-1][:, :-1][answers]), batch.labels[:, 1:][answers])
+        }
         losses |= self.heads.feature_losses(features, batch)
         losses |= self.heads.layer_losses(states, self.packer.visual, batch)
         return losses

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from halfv_data.questions import plural
-from halfv_data.scenes import COLOURS, COLUMNS, ROWS, SHAPES
+from halfv_data.drawing import COLOURS, COLUMNS, ROWS, SHAPES
 
 PROMPT_WORDS = (
     "user assistant system what color shape shapes number is are the at there a an how many where relative to of in "
@@ -41,6 +41,7 @@ def build_tokenizer(special: list[str], pad: str, eos: str, named: dict[str, str
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    tokenizer.add_special_tokens(special)  # else the pre-tokenizer would take them apart
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="[UNK]",

@@ -154,8 +154,7 @@ def draw_scene(rng: random.Random, clutter: float = 1.0) -> Scene:
     shapes = tuple(_draw_shape(draw, rng, cell, _pick(rng, colours), _pick(rng, kinds)) for cell in cells[:shape_count])
     values = _sample(rng, range(10, 100), number_count)
     numbers = tuple(
-        _draw_number(draw, rng, cell, str(value), base)
-        for cell, value in zip(cells[shape_count:], values, strict=True)
+        _draw_number(draw, rng, cell, str(value), base) for cell, value in zip(cells[shape_count:], values, strict=True)
     )
     return Scene(canvas, shapes, numbers)
 

@@ -1,0 +1,96 @@
+"""``halfv calibrate``: from a model and 100 samples to profile.json."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from halfv_cli.options import MODEL_HELP, Device, Dtype
+
+if TYPE_CHECKING:
+    from halfv_accel import Profile
+
+
+def calibrate(
+    model: Annotated[str, typer.Option(help=MODEL_HELP)],
+    data: Annotated[
+        str,
+        typer.Option(help="default (shipped), a folder of pictures with prompts, a .jsonl file, or a data set name."),
+    ] = "default",
+    samples: Annotated[int, typer.Option(min=1, help="How many samples to measure on.")] = 100,
+    seed: Annotated[int, typer.Option(help="Which samples are drawn when there are more.")] = 0,
+    fidelity: Annotated[str, typer.Option(help="paper, or reference (where the public code differs).")] = "paper",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    out: Annotated[Path, typer.Option(help="Where the profile goes.")] = Path("profile.json"),
+) -> None:
+    """Measure a model and choose where its visual tokens are reduced; writes profile.json."""
+    from halfv_accel import HalfVError
+    from halfv_accel.files import check_writable
+    from halfv_accel.prompts import chat_inputs
+    from halfv_cli.models import open_model
+    from halfv_data import fingerprint, load_samples
+    from halfv_probe.calibrate import calibrate as measure
+
+    if fidelity not in ("paper", "reference"):
+        raise HalfVError(f"unknown fidelity {fidelity!r}: use paper or reference")
+    check_writable(out)
+    started = time.perf_counter()
+    loaded = load_samples(data, samples, seed)
+    vlm, processor = open_model(model, device, dtype)
+    console = Console(stderr=True)
+    if len(loaded) < samples:
+        console.print(f"{data} holds {len(loaded)} samples, fewer than the {samples} asked for: using all of them")
+    prompts = [chat_inputs(processor, [sample.image], sample.question, vlm.device) for sample in loaded]
+    columns = (TextColumn("{task.description:>16}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        tasks = {}
+
+        def show(step: str, done: int, total: int) -> None:
+            if step not in tasks:
+                tasks[step] = progress.add_task(step, total=total)
+            progress.update(tasks[step], completed=done)
+
+        profile = measure(
+            vlm,
+            prompts,
+            model_id=model,
+            data=data,
+            data_fingerprint=fingerprint(loaded),
+            seed=seed,
+            fidelity=fidelity,
+            progress=show,
+        )
+    profile.save(out)
+    _print_choices(profile, out, time.perf_counter() - started)
+
+
+def _print_choices(profile: Profile, out: Path, seconds: float) -> None:
+    """The table at the end: what was chosen, and why."""
+    evidence = profile.evidence
+    table = Table(title=f"{profile.model.id}: {profile.model.num_layers} layers, {profile.calibration.samples} samples")
+    for column in ("choice", "value", "why"):
+        table.add_column(column)
+    table.add_row("k (eigenvalues)", str(evidence.k), "elbow of the visual spectrum")
+    table.add_row("IVR layer", str(profile.ivr.layer), evidence.choices.get("ivr", ""))
+    table.add_row(
+        "IVR keeps", f"{profile.ivr.retention:.0%}", f"{profile.ivr.anchor_ratio:.0%} of them anchors (Table 9)"
+    )
+    table.add_row("SSR mode", profile.ssr.mode, evidence.choices.get("mode", ""))
+    if profile.ssr.layer is not None:
+        table.add_row("SSR layer", str(profile.ssr.layer), evidence.choices.get("ssr", ""))
+    if profile.ssr.retention is not None:
+        table.add_row("SSR keeps", f"{profile.ssr.retention:.0%}", "of the original visual tokens (Table 9)")
+    if evidence.agreement is not None:
+        table.add_row("agreement", f"{evidence.agreement:.0%}", "first answer tokens that the plan leaves unchanged")
+    console = Console()
+    console.print(table)
+    if not evidence.stable:
+        console.print("warning: this model shows no three stages on these samples; the plan is a cautious fallback")
+    console.print(f"wrote {out} in {seconds:.0f} s; next: halfv run --profile {out}", highlight=False, soft_wrap=True)

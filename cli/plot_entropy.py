@@ -1,0 +1,25 @@
+"""``halfv plot-entropy``: the curves of a profile as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from halfv_cli.options import ProfilePath
+
+
+def plot_entropy(
+    profile: ProfilePath = Path("profile.json"),
+    out: Annotated[Path, typer.Option(help="The picture: .png, .pdf or .svg.")] = Path("entropy.png"),
+) -> None:
+    """Draw entropy over depth with the stages and the chosen layers."""
+    from halfv_accel import Profile
+    from halfv_accel.files import check_writable
+    from halfv_probe.plots import plot_entropy as draw
+
+    loaded = Profile.load(profile)
+    check_writable(out)
+    draw(loaded, out)
+    typer.echo(f"wrote {out}")

@@ -1,0 +1,184 @@
+"""Whatever a user gets wrong is one line on stderr with the way out, a non-zero exit, and nothing half-written."""
+
+import json
+
+import pytest
+
+from halfv_data import scenes
+
+
+def refused(result, tmp_path, before, *fragments):
+    """The law that every test here states."""
+    assert result.code != 0
+    assert result.out == ""
+    assert result.err.startswith("halfv: ")
+    assert result.err.count("\n") == 1, result.err
+    assert "Traceback" not in result.err
+    for fragment in fragments:
+        assert fragment in result.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.fixture
+def check(halfv, tmp_path):
+    """``check(fragments, *arguments)`` runs the command and holds it to the law."""
+
+    def run(fragments, *arguments):
+        before = sorted(tmp_path.rglob("*"))
+        refused(halfv(*arguments), tmp_path, before, *fragments)
+
+    return run
+
+
+def spoil(profile, **changes):
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        part = profile
+        for parent in parents:
+            part = part[parent]
+        part[last] = value
+    return json.dumps(profile)
+
+
+SPOILT = {
+    "truncated": (lambda p: json.dumps(p)[:200].encode(), "not complete JSON"),
+    "empty": (lambda p: b"", "not complete JSON"),
+    "binary": (lambda p: bytes(range(256)), "not UTF-8"),
+    "a list": (lambda p: b"[1, 2]", "not an object"),
+    "not a profile": (lambda p: b'{"a": 1}', "schema_version"),
+    "future": (lambda p: spoil(p, schema_version="2.0").encode(), "2.0"),
+    "layer is text": (lambda p: spoil(p, ivr__layer="two").encode(), "ivr.layer"),
+    "layer too deep": (lambda p: spoil(p, ivr__layer=99).encode(), "99"),
+    "layer zero": (lambda p: spoil(p, ivr__layer=0).encode(), "ivr.layer"),
+    "ratio above one": (lambda p: spoil(p, ivr__retention=1.5).encode(), "ivr.retention"),
+    "ratio zero": (lambda p: spoil(p, ivr__retention=0).encode(), "ivr.retention"),
+    "ratio is null": (lambda p: spoil(p, ivr__retention=None).encode(), "ivr.retention"),
+    "unknown mode": (lambda p: spoil(p, ssr__mode="melt").encode(), "ssr.mode"),
+}
+
+
+@pytest.mark.parametrize("command", ["plot-entropy", "run"])
+@pytest.mark.parametrize("case", SPOILT)
+def test_spoilt_profiles(check, tmp_path, profile, command, case):
+    content, fragment = SPOILT[case]
+    (tmp_path / "profile.json").write_bytes(content(profile))
+    check([fragment], command, "--profile", "profile.json")
+
+
+@pytest.mark.parametrize("command", ["plot-entropy", "run"])
+def test_missing_profile_says_how_to_make_one(check, command):
+    check(["no.json does not exist", "halfv calibrate"], command, "--profile", "no.json")
+
+
+def test_a_folder_is_no_profile(check, tmp_path):
+    check(["is a folder"], "run", "--profile", tmp_path)
+
+
+def test_profile_of_another_architecture(check, profile_path):
+    arguments = ("run", "--profile", profile_path, "--model", "tiny-llava")
+    check(["Qwen2_5_VLForConditionalGeneration", "LlavaForConditionalGeneration", "halfv calibrate"], *arguments)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A missing, a fake, a cut and a good picture."""
+    good = tmp_path / "good.png"
+    next(iter(scenes(1, seed=0))).image.save(good)
+    (tmp_path / "fake.png").write_text("this is no picture")
+    (tmp_path / "cut.png").write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["missing.png", "fake.png", "cut.png", "."])
+def test_bad_pictures(check, pictures, profile_path, name):
+    arguments = ("run", "--profile", profile_path, "--prompt", "Is there a star?", "--image", pictures / name)
+    check([str(pictures / name).removesuffix("/.")], *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["--prompt", "What color is the star?"], "--image"),
+        (["--image", "good.png"], "--prompt"),
+        (["--image", "good.png", "--prompt", " "], "--prompt"),
+        (["--image", "good.png", "--prompt", "x", "--max-new-tokens", "0"], "max-new-tokens"),
+        (["--device", "banana"], "banana"),
+        (["--dtype", "int8"], "int8"),
+        (["--model", "no-such-model"], "no-such-model"),
+    ],
+)
+def test_bad_run_arguments(check, pictures, profile_path, arguments, fragment):
+    check([fragment], "run", "--profile", profile_path, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "fragment"),
+    [
+        ("qwen2.5-vl-8b", "qwen2.5-vl-7b"),
+        ("qwen2.5-vl-7b", "Qwen/Qwen2.5-VL-7B-Instruct"),
+        ("someone/some-model", "someone/some-model"),
+        ("./no-such-folder", "no-such-folder"),
+        ("tiny-qwen", "tiny-qwen2.5-vl"),
+    ],
+)
+def test_unknown_models(check, name, fragment):
+    check([fragment], "calibrate", "--model", name)
+
+
+def test_a_folder_without_a_model(check, tmp_path):
+    (tmp_path / "empty").mkdir()
+    check(["config.json"], "calibrate", "--model", tmp_path / "empty")
+
+
+@pytest.mark.parametrize("samples", ["0", "-3", "many"])
+def test_bad_sample_numbers(check, samples):
+    check(["samples"], "calibrate", "--model", "tiny-llava", "--samples", samples)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["--out", "no-such-folder/profile.json"], "no-such-folder"),
+        (["--out", "."], "is a folder"),
+        (["--out", "/proc/profile.json"], "/proc/profile.json"),
+        (["--fidelity", "maybe"], "maybe"),
+        (["--device", "banana"], "banana"),
+        (["--dtype", "float99"], "float99"),
+        (["--data", "no-such-data.jsonl"], "no-such-data.jsonl"),
+        (["--data", "empty.jsonl"], "empty.jsonl"),
+        (["--data", "broken.jsonl"], "line 2"),
+        (["--data", "imageless.jsonl"], "line 1"),
+        (["--data", "bare"], "bare"),
+    ],
+)
+def test_bad_calibrate_arguments(check, tmp_path, arguments, fragment):
+    next(iter(scenes(1, seed=0))).image.save(tmp_path / "a.png")
+    good = json.dumps({"image": "a.png", "question": "Is there a star?"})
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "broken.jsonl").write_text(f"{good}\n{{broken\n")
+    (tmp_path / "imageless.jsonl").write_text('{"question": "Is there a star?"}\n')
+    (tmp_path / "bare").mkdir()
+    check([fragment], "calibrate", "--model", "tiny-llava", "--samples", "1", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["--out", "no-such-folder/e.png"], "no-such-folder"),
+        (["--out", "e.docx"], "docx"),
+        (["--out", "."], "is a folder"),
+    ],
+)
+def test_bad_plot_arguments(check, profile_path, arguments, fragment):
+    check([fragment], "plot-entropy", "--profile", profile_path, *arguments)
+
+
+def test_wrong_usage_names_the_help(check):
+    check(["--help"], "calibrate")
+    check(["--help"], "calibrate", "--modle", "x")
+    check(["--help"], "melt")
+
+
+def test_debug_shows_the_traceback(halfv):
+    with pytest.raises(ValueError, match="does not exist"):
+        halfv("run", "--profile", "no.json", "--debug")

@@ -1,0 +1,96 @@
+"""The three commands do their job on both embedded models."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import tiny_vlm
+from halfv_accel import Profile
+from halfv_data import scenes
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "scene.png"
+    next(iter(scenes(1, seed=3))).image.save(path)
+    return path
+
+
+def test_calibrate_writes_a_profile_that_says_where_it_comes_from(halfv, profile_path):
+    profile = Profile.load(profile_path)
+    assert profile.schema_version == "1.0"
+    assert profile.model.id == "tiny-qwen2.5-vl"
+    assert profile.model.architecture == "Qwen2_5_VLForConditionalGeneration"
+    assert profile.calibration.samples == 4
+    assert len(profile.evidence.layer_kl) == profile.model.num_layers
+    assert {len(curve) for curve in profile.evidence.entropy.values()} == {profile.model.num_layers + 1}
+    assert {"torch", "transformers"} <= set(profile.calibration.versions)
+
+
+def test_calibration_is_repeatable(halfv, tmp_path, profile_path):
+    assert halfv("calibrate", "--model", "tiny-qwen2.5-vl", "--samples", 4, "--out", "again.json").code == 0
+    assert (tmp_path / "again.json").read_text() == profile_path.read_text()
+
+
+def test_calibrate_takes_a_checkpoint_folder_and_prints_its_choices(halfv, tmp_path):
+    folder = tiny_vlm.checkpoint("tiny-llava")
+    result = halfv("calibrate", "--model", folder, "--samples", 2, "--fidelity", "reference")
+    assert result.code == 0, result.err
+    assert "IVR layer" in result.out and "SSR mode" in result.out
+    profile = Profile.load(tmp_path / "profile.json")
+    assert (profile.model.architecture, profile.calibration.fidelity) == ("LlavaForConditionalGeneration", "reference")
+
+
+def test_plot_entropy_draws_a_picture(halfv, tmp_path, profile_path):
+    (tmp_path / "profile.json").write_text(profile_path.read_text())
+    result = halfv("plot-entropy")  # reads ./profile.json when nothing is given
+    assert result.code == 0, result.err
+    assert (tmp_path / "entropy.png").read_bytes().startswith(b"\x89PNG")
+    assert halfv("plot-entropy", "--out", "entropy.svg").code == 0
+    assert b"<svg" in (tmp_path / "entropy.svg").read_bytes()
+
+
+def test_run_without_a_picture_asks_a_shipped_question_and_says_so(halfv, profile_path):
+    result = halfv("run", "--profile", profile_path)
+    assert result.code == 0, result.err
+    assert "shipped question" in result.out and "--image picture.png" in result.out
+    assert "144 visual tokens" in result.out and "FLOPs" in result.out
+
+
+def test_run_answers_about_a_given_picture_and_compares(halfv, profile_path, picture):
+    result = halfv(
+        "run", "--profile", profile_path, "--image", picture, "--prompt", "Is there a red star?", "--compare"
+    )
+    assert result.code == 0, result.err
+    assert "interleaved" in result.out and "shipped" not in result.out
+
+
+def test_run_prints_one_json_object(halfv, profile_path, picture):
+    arguments = ("--image", picture, "--image", picture, "--prompt", "Is there a red star?", "--max-new-tokens", 2)
+    result = halfv("run", "--profile", profile_path, *arguments, "--json", "--compare")
+    assert result.code == 0, result.err
+    answer = json.loads(result.out)
+    assert answer["visual_tokens"] == 288
+    assert answer["stages"][0]["after"] < 288
+    assert 0 < answer["flops_ratio"] < 1
+    assert answer["untouched"]["seconds"] > 0
+
+
+def test_help_needs_none_of_the_slow_packages():
+    slow = ("torch", "transformers", "numpy", "matplotlib", "pandas", "datasets", "pydantic")
+    code = f"import sys, halfv_cli.main; print([name for name in {slow} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", [[], ["calibrate"], ["plot-entropy"], ["run"]])
+def test_every_command_explains_itself(halfv, command):
+    result = halfv(*command, "--help")
+    assert result.code == 0
+    assert "Usage: halfv" in result.out
+
+
+def test_versionless_call_shows_help(halfv):
+    result = halfv()
+    assert "Usage: halfv" in result.out + result.err

@@ -1,0 +1,67 @@
+"""README is a test: its commands and its Python run here, in order, in one folder."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from halfv_accel.models import KNOWN_MODELS
+from halfv_accel.profile import json_schema
+from halfv_cli.main import main
+from halfv_data import scenes
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, flags=re.S)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where README's reader stands: a folder with the pictures that its commands name."""
+    folder = tmp_path_factory.mktemp("readme")
+    drawn = list(scenes(2, seed=1))
+    for name, sample in zip(("picture.png", "other.png"), drawn, strict=True):
+        sample.image.save(folder / name)
+    (folder / "pictures").mkdir()
+    for index, sample in enumerate(drawn):
+        sample.image.save(folder / "pictures" / f"{index}.png")
+        (folder / "pictures" / f"{index}.txt").write_text(f"{sample.question}\n{sample.answer}\n")
+    return folder
+
+
+@pytest.mark.parametrize("index", range(len(BLOCKS)))
+def test_block(index, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    language, code = BLOCKS[index]
+    if language == "python":
+        exec(compile(code, f"README.md block {index}", "exec"), {"__name__": "__readme__"})
+        return
+    for line in code.splitlines():
+        command = shlex.split(line, comments=True)
+        if command[:1] == ["make"]:
+            assert re.search(rf"^{command[1]}:", (ROOT / "Makefile").read_text(), flags=re.M), line
+        elif command[:1] == ["halfv"]:
+            run_command(command[1:], line, capsys)
+        else:
+            assert not command or command[0] in ("pip", "git", "cd"), f"README shows a command nobody tests: {line}"
+
+
+def run_command(arguments, line, capsys):
+    named = next((KNOWN_MODELS[word] for word in arguments if word in KNOWN_MODELS), None)
+    code = main(arguments)
+    if named is None:
+        assert code == 0, capsys.readouterr().err
+    else:  # weights that no test machine has: the right ones must be asked for
+        assert code == 1 and named in capsys.readouterr().err, line
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_exported_schema_is_the_profile_s_own():
+    exported = json.loads((ROOT / "docs" / "profile.schema.json").read_text())
+    assert exported == json_schema(), "write it anew: make schema"

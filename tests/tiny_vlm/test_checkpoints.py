@@ -1,0 +1,43 @@
+"""The committed checkpoints: small, deep enough to prune, and able to see."""
+
+import pytest
+import torch
+
+import tiny_vlm
+from halfv_data import scenes
+from tiny_vlm.evaluate import evaluate, prompt
+
+FLOOR = 0.75  # macro over nine tasks; guessing reaches about 0.2
+
+
+@pytest.fixture(scope="module", params=tiny_vlm.NAMES)
+def embedded(request):
+    torch.manual_seed(0)
+    return request.param, *tiny_vlm.load(request.param)
+
+
+def test_a_checkpoint_is_small_and_whole(embedded):
+    name, model, _ = embedded
+    folder = tiny_vlm.checkpoint(name)
+    files = {file.name: file.stat().st_size for file in folder.rglob("*") if file.is_file()}
+    assert sum(files.values()) <= 12 * 2**20
+    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= set(files)
+    assert model.dtype == torch.bfloat16
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_a_picture_is_144_visual_tokens_in_10_layers(embedded):
+    _, model, processor = embedded
+    (sample,) = scenes(1, seed=0)
+    ids = processor(images=[sample.image], text=[prompt(processor, sample.question)], return_tensors="pt")["input_ids"]
+    assert (ids == model.config.image_token_id).sum() >= 144
+    assert model.config.text_config.num_hidden_layers >= 10
+
+
+def test_it_sees(embedded):
+    _, model, processor = embedded
+    samples = list(scenes(45, seed=1, split="heldout"))
+    seeing = evaluate(model, processor, samples, batch_size=15)
+    blinded = evaluate(model, processor, samples, batch_size=15, blank_image=True)
+    assert seeing.macro >= FLOOR
+    assert blinded.macro <= 0.5
