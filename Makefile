@@ -47,7 +47,11 @@ tiny-vlm: setup  ## train both embedded models again (about two hours on 2 cores
 	$(BIN)/python -m tiny_vlm.report runs/tiny-llava tiny-llava
 
 accuracy: setup  ## measure both embedded models, untouched and accelerated (the README's table)
-	$(BIN)/python -m tiny_vlm.evaluate --out reports/tiny_vlm
+	for model in tiny-qwen2.5-vl tiny-llava; do \
+	  $(BIN)/halfv calibrate --model $$model --out reports/tiny_vlm/$$model/profile.json && \
+	  $(BIN)/python -m tiny_vlm.evaluate $$model --profile reports/tiny_vlm/$$model/profile.json \
+	    --out reports/tiny_vlm/$$model/accuracy.json || exit 1; \
+	done
 
 schema: setup  ## export the JSON Schema of profile.json to docs/
 	$(BIN)/python -c "import json, halfv_accel.profile as p; print(json.dumps(p.json_schema(), indent=2))" > docs/profile.schema.json

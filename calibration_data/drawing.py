@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+T = TypeVar("T")
 Split = Literal["training", "validation", "calibration", "heldout"]
 SPLITS: tuple[Split, ...] = ("training", "validation", "calibration", "heldout")
 
@@ -166,11 +168,11 @@ def _between(rng: random.Random, low: int, high: int) -> int:
     return low + int(rng.random() * (high - low + 1))
 
 
-def _pick(rng: random.Random, items):
+def _pick(rng: random.Random, items: Sequence[T]) -> T:
     return items[int(rng.random() * len(items))]
 
 
-def _sample(rng: random.Random, items, count: int) -> list:
+def _sample(rng: random.Random, items: Iterable[T], count: int) -> list[T]:
     pool = list(items)
     return [pool.pop(int(rng.random() * len(pool))) for _ in range(count)]
 

@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass, field
 
 from PIL import Image
 
+from halfv_data.drawing import SPLITS, Scene, Shape, Split, Thing, draw_scene, scene_rng
 from halfv_data.errors import DataError
 from halfv_data.questions import TASKS, Question, ask
-from halfv_data.drawing import SPLITS, Scene, Shape, Split, Thing, draw_scene, scene_rng
 
 UNLABELLED = "unlabelled"
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
 
-def open_model(name: str, device: str, dtype: str):
+
+def open_model(name: str, device: str, dtype: str) -> tuple[Any, Any]:
     """Model and processor of an embedded model, a known name, a hub id or a folder; without the loader's chatter."""
     import transformers
 

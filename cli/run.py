@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -52,7 +52,7 @@ def run(
         console.print(f'[dim]your own: halfv run --profile {profile} --image picture.png --prompt "..."[/dim]')
 
 
-def _question(paths: list[Path], prompt: str | None):
+def _question(paths: list[Path], prompt: str | None) -> tuple[list[Any], str, Path | None]:
     """Pictures, question, and the path of the shipped picture if that one is asked about."""
     from halfv_accel import HalfVError
     from halfv_data import open_image, shipped_question

@@ -7,7 +7,7 @@ samples. The ratios are the paper's for the mode that was chosen (Table 9).
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from halfv_accel import Profile, accelerate
 from halfv_accel.profile import IVR, SSR, Calibration, Evidence, model_info
-from halfv_probe.lifecycle import Fidelity, measure_lifecycle
+from halfv_probe.lifecycle import Fidelity, Lifecycle, measure_lifecycle
 from halfv_probe.redundancy import layer_redundancy
 from halfv_probe.stages import Stages, detect_stages
 
@@ -90,7 +90,7 @@ def calibrate(
 
 
 @torch.no_grad()
-def measure_agreement(model: PreTrainedModel, profile: Profile, prompts) -> float:
+def measure_agreement(model: PreTrainedModel, profile: Profile, prompts: Iterable[Mapping[str, Any]]) -> float:
     """Share of prompts whose most likely next token the profile leaves unchanged."""
     same = []
     for prompt in prompts:
@@ -109,7 +109,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def _evidence(lifecycle, kl: np.ndarray, stages: Stages) -> Evidence:
+def _evidence(lifecycle: Lifecycle, kl: np.ndarray, stages: Stages) -> Evidence:
     return Evidence(
         k=lifecycle.k,
         entropy={group: curve.tolist() for group, curve in lifecycle.entropy.items()},
@@ -119,7 +119,7 @@ def _evidence(lifecycle, kl: np.ndarray, stages: Stages) -> Evidence:
     )
 
 
-def _watched(prompts: Sequence, step: str, progress: Progress):
+def _watched(prompts: Sequence[Mapping[str, Any]], step: str, progress: Progress) -> Iterator[Mapping[str, Any]]:
     for done, prompt in enumerate(prompts):
         progress(step, done, len(prompts))
         yield prompt

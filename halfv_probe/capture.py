@@ -6,17 +6,17 @@ is kept: the callback reduces what it sees, so the extra memory is one layer's s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
 
 
 @contextmanager
-def watch_boundaries(layers: Sequence[nn.Module], see: Callable[[int, Tensor], None]) -> Iterator[None]:
+def watch_boundaries(layers: nn.ModuleList, see: Callable[[int, Tensor], None]) -> Iterator[None]:
     """Call ``see(boundary, states)`` with states [batch, sequence, width] at boundaries 0..L of every forward pass."""
 
-    def before(index: int):
+    def before(index: int) -> Callable[[nn.Module, tuple, dict], None]:
         def hook(_module: nn.Module, args: tuple, kwargs: dict) -> None:
             see(index, args[0] if args else kwargs["hidden_states"])
 

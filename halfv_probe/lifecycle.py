@@ -22,7 +22,8 @@ from halfv_probe.entropy import truncated_entropy
 from halfv_probe.spectrum import spectrum
 
 Fidelity = Literal["paper", "reference"]
-GROUPS = ("visual", "text", "all")
+Group = Literal["visual", "text", "all"]
+GROUPS: tuple[Group, ...] = ("visual", "text", "all")
 KEPT_EIGENVALUES = 256
 REFERENCE_K = 50
 
@@ -35,7 +36,7 @@ class Lifecycle:
     share of the visual spectrum behind the k-th eigenvalue (delta of Eq. 25), ``samples`` how many prompts were seen.
     """
 
-    entropy: dict[str, np.ndarray]
+    entropy: dict[Group, np.ndarray]
     k: int
     tail: np.ndarray
     samples: int
@@ -76,17 +77,18 @@ def measure_lifecycle(
 
 
 @torch.no_grad()
-def sample_spectra(model: PreTrainedModel, prompt: Mapping[str, Any], fidelity: Fidelity) -> dict[str, list[Tensor]]:
+def sample_spectra(model: PreTrainedModel, prompt: Mapping[str, Any], fidelity: Fidelity) -> dict[Group, list[Tensor]]:
     """Largest eigenvalues (float64, CPU, at most 256) at each boundary, for visual, text and all tokens."""
     family = family_of(model)
     visual = family.visual_positions(prompt["input_ids"])[0]
-    found: dict[str, list[Tensor]] = {group: [] for group in GROUPS}
+    found: dict[Group, list[Tensor]] = {group: [] for group in GROUPS}
 
     def see(_boundary: int, states: Tensor) -> None:
         reference = fidelity == "reference"
         rows = family.text.norm(states[0]) if reference else states[0]
         mask = visual.to(rows.device)
-        for group, tokens in (("visual", rows[mask]), ("text", rows[~mask]), ("all", rows)):
+        groups: dict[Group, Tensor] = {"visual": rows[mask], "text": rows[~mask], "all": rows}
+        for group, tokens in groups.items():
             found[group].append(spectrum(tokens, center=reference, k=KEPT_EIGENVALUES).cpu())
 
     with watch_boundaries(family.layers, see):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any, Literal
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -12,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from halfv_accel import HalfVError, Profile
 from halfv_accel.files import write_atomically
 
-GROUP_STYLES = {
+GROUP_STYLES: dict[Literal["visual", "text", "all"], dict[str, Any]] = {
     "visual": {"color": "#1b6ca8", "linewidth": 2.4, "marker": "o", "markersize": 4},
     "text": {"color": "#c8553d", "linewidth": 1.4, "marker": "s", "markersize": 3},
     "all": {"color": "#8a8a8a", "linewidth": 1.4, "linestyle": "--"},
@@ -60,7 +61,7 @@ def plot_entropy(profile: Profile, path: Path | str) -> None:
     write_atomically(path, content.getvalue())
 
 
-def _draw_stages(axes, profile: Profile) -> None:
+def _draw_stages(axes: Any, profile: Profile) -> None:
     """Shade the stages and mark the layers at which tokens are reduced."""
     last = profile.model.num_layers
     ssr = profile.ssr.layer if profile.ssr.layer is not None else last

@@ -10,7 +10,7 @@ layer is exactly Eq. 38.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -65,7 +65,7 @@ def layer_redundancy(
     return torch.stack(divergences).clamp(min=0)
 
 
-def _restore(rows: Tensor):
+def _restore(rows: Tensor) -> Callable[..., Tensor]:
     def hook(_module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
         states = args[0] if args else kwargs["hidden_states"]
         return torch.where(rows[..., None].to(states.device), states, output)

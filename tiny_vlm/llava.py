@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,7 +107,7 @@ class TinyLlava:
         return torch.arange(before + VISUAL_TOKENS + after)[None]
 
 
-def _clip(model: LlavaForConditionalGeneration):
+def _clip(model: LlavaForConditionalGeneration) -> Any:
     tower = model.model.vision_tower
     return getattr(tower, "vision_model", tower)
 

@@ -19,6 +19,9 @@ PLACE_LAYER, NAMED_LAYER, TARGET_LAYER = 2, 5, 6  # outputs of these decoder lay
 
 
 class AuxiliaryHeads(nn.Module):
+    thing_weight: Tensor
+    digit_weight: Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.colour = nn.Linear(width, NO_COLOUR + 1)

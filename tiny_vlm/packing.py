@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from tokenizers import Encoding
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from halfv_data.questions import TASKS, Question, ask
 from halfv_data.drawing import (
     COLOURS,
     GLYPH_HEIGHT,
@@ -22,12 +22,14 @@ from halfv_data.drawing import (
     Number,
     Scene,
     Split,
+    Thing,
     draw_scene,
     scene_rng,
 )
+from halfv_data.questions import TASKS, Question, ask
 from tiny_vlm.family import IMAGE_SIDE, VISUAL_TOKENS, Family
 
-LENGTH = 312  # tokens in a packed sequence
+LENGTH = 288  # tokens in a packed sequence
 PER_TASK = {"counting": 2}  # the hardest task; the others have one question a picture
 NO_COLOUR, NO_SHAPE, NO_DIGIT = len(COLOURS), len(SHAPES), 10
 TOKEN = SIZE // IMAGE_SIDE  # px
@@ -69,12 +71,12 @@ class Packer:
             rng = scene_rng(split, seed, index)
             scene = draw_scene(rng, clutter)
             asked = [q for task in TASKS for q in ask(scene, task, rng)[: PER_TASK.get(task, 1)]]
-            order = sorted(range(len(asked)), key=lambda _, rng=rng: rng.random())
+            draws = [rng.random() for _ in asked]
             scenes.append(scene)
-            questions.append([asked[i] for i in order])
+            questions.append([asked[i] for i in sorted(range(len(asked)), key=draws.__getitem__)])
         return self._pack(scenes, questions)
 
-    def _encode(self, text: str):
+    def _encode(self, text: str) -> Encoding:
         return self.tokenizer(text, add_special_tokens=False)._encodings[0]
 
     def _pack(self, scenes: list[Scene], questions: list[list[Question]]) -> Batch:
@@ -118,7 +120,8 @@ class Packer:
         for thing in question.named:
             word = thing.text if isinstance(thing, Number) else thing.shape
             character = question.text.index(word, character) + len(word)
-            batch.named[row, start + asked.char_to_token(character - 1)] = _visual_token(thing)
+            if (token := asked.char_to_token(character - 1)) is not None:
+                batch.named[row, start + token] = _visual_token(thing)
         if question.target is not None:
             batch.target[row, middle - 1] = question.target
         return end
@@ -134,9 +137,9 @@ def block_mask(segments: Tensor) -> Tensor:
     return (((same | picture) & causal) | itself)[:, None]
 
 
-def _visual_token(thing) -> int:
+def _visual_token(thing: Thing) -> int:
     """Index of the visual token under the middle of a thing."""
-    x, y = thing.x, thing.y
+    x, y = float(thing.x), float(thing.y)
     if isinstance(thing, Number):
         x, y = x + thing.scale * (GLYPH_WIDTH + 0.5), y + thing.scale * GLYPH_HEIGHT / 2
     return int(y // TOKEN) * IMAGE_SIDE + int(x // TOKEN)

@@ -17,7 +17,7 @@ import os
 import random
 import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -66,7 +66,7 @@ class Recipe:
 
 def decode(
     model: PreTrainedModel, batch: Batch, features: Tensor, visual: slice, swap: int = 0, blind: int | None = None
-):
+) -> list[Tensor]:
     """Run the decoder over a packed batch.
 
     Parameters
@@ -124,12 +124,15 @@ def validate(family: Family, model: PreTrainedModel, packer: Packer, images: int
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    return Batch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(batch).items()})
+    moved = {name: value.to(device) for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    return replace(batch, **moved)  # type: ignore[arg-type]
 
 
 def optimizers(recipe: Recipe, model: nn.Module, heads: nn.Module) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of both stacks, AdamW for embeddings, heads, norms and biases."""
-    matrices, decayed, plain = [], [], []
+    matrices: list[nn.Parameter] = []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         table = "embed" in name or "lm_head" in name
         (plain if parameter.ndim < 2 else matrices if parameter.ndim == 2 and not table else decayed).append(parameter)

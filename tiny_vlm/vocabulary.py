@@ -7,8 +7,8 @@ import string
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from halfv_data.questions import plural
 from halfv_data.drawing import COLOURS, COLUMNS, ROWS, SHAPES
+from halfv_data.questions import plural
 
 PROMPT_WORDS = (
     "user assistant system what color shape shapes number is are the at there a an how many where relative to of in "
