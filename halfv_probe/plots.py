@@ -47,12 +47,14 @@ def plot_entropy(profile: Profile, path: Path | str) -> None:
         top.plot(profile.evidence.entropy[group], label=f"{group} tokens", **style)
     top.set_ylabel(f"entropy of the top {profile.evidence.k} eigenvalues (nats)")
     top.legend(loc="best", framealpha=0.9)
+    low, high = top.get_ylim()
+    top.set_ylim(low - 0.25 * (high - low), high)  # room for the labels of the chosen layers
     stable = "" if profile.evidence.stable else "  (no three stages found: cautious choice)"
     figure.suptitle(f"{profile.model.id}: entropy over depth, {profile.calibration.samples} samples{stable}")
 
-    layers = range(len(profile.evidence.layer_kl))
-    bottom.bar(layers, [max(value, 1e-9) for value in profile.evidence.layer_kl], color="#1b6ca8", width=0.6)
-    bottom.set_yscale("log")
+    bottom.bar(range(len(profile.evidence.layer_kl)), profile.evidence.layer_kl, color="#1b6ca8", width=0.6)
+    if any(value > 0 for value in profile.evidence.layer_kl):
+        bottom.set_yscale("log")  # the last layer's bar may be missing: nothing reads its visual rows, so its KL is 0
     bottom.set_ylabel("layer redundancy:\nKL (nats)")
     bottom.set_xlabel("decoder layer (entropy: its input; the last point is the output)")
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True))

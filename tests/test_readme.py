@@ -11,6 +11,8 @@ from halfv_accel.models import KNOWN_MODELS
 from halfv_accel.profile import json_schema
 from halfv_cli.main import main
 from halfv_data import scenes
+from tiny_vlm import NAMES
+from tiny_vlm.evaluate import Scores, table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -65,3 +67,10 @@ def test_links_lead_somewhere():
 def test_exported_schema_is_the_profile_s_own():
     exported = json.loads((ROOT / "docs" / "profile.schema.json").read_text())
     assert exported == json_schema(), "write it anew: make schema"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_accuracy_tables_are_those_of_the_reports(name):
+    report = json.loads((ROOT / "reports" / "tiny_vlm" / name / "accuracy.json").read_text())
+    results = {condition: Scores(**scores) for condition, scores in report["results"].items()}
+    assert table(results) in README, f"paste the table that `make accuracy` prints for {name}"

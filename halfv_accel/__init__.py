@@ -1,0 +1,30 @@
+"""Run a vision-language model with fewer visual tokens.
+
+>>> from halfv_accel import accelerate
+>>> with accelerate(model, "profile.json") as run:  # doctest: +SKIP
+...     output = model.generate(**inputs)
+"""
+
+from halfv_accel.engine.report import PrefillReport, StageReport
+from halfv_accel.engine.run import Run, accelerate
+from halfv_accel.errors import HalfVError
+from halfv_accel.flops import paper_flops, prefill_flops
+from halfv_accel.models import KNOWN_MODELS, load_model
+from halfv_accel.plan import Plan, Stage, halfv_plan
+from halfv_accel.profile import Profile
+
+__all__ = [
+    "KNOWN_MODELS",
+    "HalfVError",
+    "Plan",
+    "PrefillReport",
+    "Profile",
+    "Run",
+    "Stage",
+    "StageReport",
+    "accelerate",
+    "halfv_plan",
+    "load_model",
+    "paper_flops",
+    "prefill_flops",
+]

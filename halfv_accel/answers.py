@@ -1,0 +1,117 @@
+"""One question, answered by an accelerated model and, for comparison, by the untouched one."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, ProcessorMixin
+
+from halfv_accel.engine.report import PrefillReport
+from halfv_accel.engine.run import accelerate
+from halfv_accel.flops import prefill_flops
+from halfv_accel.plan import Plan
+
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class StageCount:
+    """Visual tokens that a stage leaves: kept (``drop``) or still updated (``freeze``)."""
+
+    name: str
+    layer: int
+    then: str
+    after: int
+
+
+@dataclass(frozen=True)
+class Timed:
+    """An answer and the median seconds of a whole ``generate`` call."""
+
+    text: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What ``answer`` found; ``flops_ratio`` is the decoder's prefill arithmetic, accelerated / untouched."""
+
+    text: str
+    visual_tokens: int
+    stages: tuple[StageCount, ...]
+    flops_ratio: float
+    seconds: float
+    repeats: int
+    untouched: Timed | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def answer(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    inputs: Mapping[str, Any],
+    plan: Plan,
+    max_new_tokens: int = 64,
+    compare: bool = False,
+) -> Answer:
+    """Generate greedily under a plan.
+
+    Parameters
+    ----------
+    inputs : mapping
+        One prompt (batch size 1), as the processor returns it.
+    compare : bool
+        Also ask the untouched model; both are then warmed up and run ``REPEATS`` times in turn, because on a busy
+        machine only interleaved runs can be compared.
+    """
+
+    def once(context: AbstractContextManager) -> tuple[torch.Tensor, float]:
+        with context:
+            _synchronise(model)
+            started = time.perf_counter()
+            ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+            _synchronise(model)
+        return ids[0, inputs["input_ids"].shape[1] :], time.perf_counter() - started
+
+    def text(ids: torch.Tensor) -> str:
+        return processor.decode(ids, skip_special_tokens=True).strip()
+
+    repeats = REPEATS if compare else 1
+    times: dict[str, list[float]] = {"untouched": [], "accelerated": []}
+    with accelerate(model, plan) as run:
+        ids, seconds = once(nullcontext())
+    report = run.last or PrefillReport(visual_tokens=[0])
+    untouched = once(nullcontext())[0] if compare else None
+    for _ in range(repeats if compare else 0):
+        times["untouched"].append(once(nullcontext())[1])
+        times["accelerated"].append(once(accelerate(model, plan))[1])
+    if compare:
+        seconds = statistics.median(times["accelerated"])
+    visual = report.visual_tokens[0]
+    prompt_text = inputs["input_ids"].shape[1] - visual
+    config = model.config.get_text_config()
+    return Answer(
+        text=text(ids),
+        visual_tokens=visual,
+        stages=tuple(
+            StageCount(done.name, done.layer, planned.then, done.after[0])
+            for done, planned in zip(report.stages, plan.stages, strict=False)  # none ran on a prompt without pictures
+        ),
+        flops_ratio=prefill_flops(config, visual, prompt_text, plan) / prefill_flops(config, visual, prompt_text),
+        seconds=seconds,
+        repeats=repeats,
+        untouched=None if untouched is None else Timed(text(untouched), statistics.median(times["untouched"])),
+    )
+
+
+def _synchronise(model: PreTrainedModel) -> None:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)

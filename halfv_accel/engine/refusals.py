@@ -1,0 +1,132 @@
+"""What HalfV does not support, said in one sentence before anything is computed.
+
+Three moments: when a model is to be accelerated, when `generate` is called, and when a forward brings visual features.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
+
+from halfv_accel.adapters import Family
+from halfv_accel.engine.cache import why_not
+from halfv_accel.errors import HalfVError
+
+ATTENTION = ("sdpa", "eager")
+
+
+def check_model(family: Family) -> None:
+    """Refuse a model in a state in which its forward could not be reduced."""
+    model = family.model
+    check_evaluating(model)
+    check_attention(family)
+    if getattr(model, "_compiled_call_impl", None) is not None:
+        raise HalfVError("the model is compiled, and a compiled forward cannot change its length: load it again.")
+    devices = set((getattr(model, "hf_device_map", None) or {}).values())
+    if len(devices) > 1:
+        raise HalfVError(
+            f"the model is spread over {', '.join(sorted(str(device) for device in devices))}: "
+            "load it on one device, e.g. with device_map='cuda:0'."
+        )
+    reason = why_not(DynamicCache(config=family.text.config))
+    if reason is not None:
+        raise HalfVError(f"this model's own cache is not supported: {reason}")
+
+
+def check_evaluating(model: nn.Module) -> None:
+    if model.training:
+        raise HalfVError("the model is in training mode, and HalfV reduces only inference: call model.eval() first.")
+
+
+def check_attention(family: Family) -> None:
+    used = family.text.config._attn_implementation
+    if used not in ATTENTION:
+        raise HalfVError(
+            f"attention implementation '{used}' is not supported: "
+            "call model.set_attn_implementation('sdpa'), or 'eager'."
+        )
+
+
+def check_generate(model: Any, args: tuple, kwargs: Mapping[str, Any]) -> None:
+    """Refuse ways of generating whose forwards look like a prefill and are not, or that need another cache."""
+    given = inspect.signature(type(model).generate).bind_partial(model, *args, **kwargs).arguments
+    given = {**given, **given.pop("kwargs", {})}
+    configs = [config for config in (given.get("generation_config"), model.generation_config) if config is not None]
+
+    def setting(name: str) -> Any:
+        values = (given.get(name), *(getattr(config, name, None) for config in configs))
+        return next((value for value in values if value is not None), None)
+
+    if setting("use_cache") is False:
+        raise HalfVError(
+            "generate(use_cache=False) would choose visual tokens anew for every generated token: leave use_cache on."
+        )
+    for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp"):
+        if setting(name):
+            raise HalfVError(
+                f"{name} guesses tokens ahead, and HalfV would take a guess for the end of the prompt: leave it out."
+            )
+    if setting("prefill_chunk_size") is not None:
+        raise HalfVError(
+            f"prefill_chunk_size={setting('prefill_chunk_size')} cuts the prompt, and HalfV needs all of it to choose "
+            "visual tokens: leave it out."
+        )
+    if setting("cache_implementation") not in (None, "dynamic"):
+        raise HalfVError(
+            f"cache_implementation='{setting('cache_implementation')}' cannot hold fewer tokens in some layers: "
+            "leave it out."
+        )
+
+
+def check_blind_embeddings(arguments: Mapping[str, Any]) -> None:
+    """Refuse a prompt of embeddings only: visual ones among them could not be told from text."""
+    cache = arguments.get("past_key_values")
+    starts = cache is None or cache.get_seq_length() == 0
+    if starts and arguments.get("input_ids") is None and arguments.get("inputs_embeds") is not None:
+        raise HalfVError(
+            "the prompt came as inputs_embeds, which do not say where the visual tokens are: "
+            "pass input_ids and pixel_values."
+        )
+
+
+def check_prefill(family: Family, arguments: Mapping[str, Any]) -> None:
+    """Refuse a visual prefill that could not be reduced exactly."""
+    check_evaluating(family.core)
+    check_attention(family)
+    if arguments.get("input_ids") is None:
+        raise HalfVError("the prompt came without input_ids, which say where the visual tokens are: pass them.")
+    if _asks(family, arguments, "output_attentions"):
+        raise HalfVError(
+            "output_attentions would return maps of different sizes for different layers: "
+            "leave it out, or call the model outside accelerate(...)."
+        )
+    mask = arguments.get("attention_mask")
+    if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
+        raise HalfVError(
+            "attention_mask is not of shape [batch, sequence], and HalfV cannot tell padding from it: pass a 2-D mask."
+        )
+    reason = why_not(arguments.get("past_key_values"))
+    if reason is not None:
+        raise HalfVError(reason)
+
+
+def check_prompt(visual: Tensor, last: Tensor) -> None:
+    """Refuse a prompt that ends in a visual token: the last text token is what visual tokens are scored with."""
+    ends = visual.gather(1, last[:, None])[:, 0]
+    if bool(ends.any()):
+        row = int(torch.nonzero(ends)[0])
+        raise HalfVError(
+            f"prompt {row} of the batch ends in a visual token, but its last token must be text: "
+            "put the question after the picture, e.g. with processor.apply_chat_template(..., "
+            "add_generation_prompt=True)."
+        )
+
+
+def _asks(family: Family, arguments: Mapping[str, Any], name: str) -> bool:
+    asked = arguments.get(name)
+    return bool(getattr(family.text.config, name, False) if asked is None else asked)

@@ -1,0 +1,87 @@
+"""What the last prefill did, for the caller to read."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfv_accel.plan import Then
+
+
+class Stopwatch:
+    """Milliseconds between two points, without waiting for the GPU until someone asks."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._ms: float | None = None
+        self._start: Any = self._now()
+        self._stop: Any = self._start
+
+    def stop(self) -> Stopwatch:
+        self._stop = self._now()
+        return self
+
+    @property
+    def milliseconds(self) -> float:
+        if self._ms is None:
+            if self._cuda:
+                self._stop.synchronize()
+                self._ms = self._start.elapsed_time(self._stop)
+            else:
+                self._ms = (self._stop - self._start) * 1e3
+        return self._ms
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """One stage of one prefill.
+
+    Parameters
+    ----------
+    name, layer, then
+        As in the plan.
+    before, after : list of int
+        Visual tokens of each row that the layers processed before this stage, and process from it on.
+    """
+
+    name: str
+    layer: int
+    then: Then
+    before: list[int]
+    after: list[int]
+    stopwatch: Stopwatch = field(repr=False, compare=False)
+
+    @property
+    def selection_ms(self) -> float:
+        """Time spent on choosing tokens and laying out the rows, in milliseconds."""
+        return self.stopwatch.milliseconds
+
+
+@dataclass
+class PrefillReport:
+    """One prefill.
+
+    Parameters
+    ----------
+    visual_tokens : list of int
+        Visual tokens of each row before any stage.
+    stages : list of StageReport
+        In the order in which they ran; empty for a text-only prompt.
+    kept : list of (B, S) bool Tensor
+        For each stage, the visual tokens that the layers go on processing, in the positions of the caller's input.
+    """
+
+    visual_tokens: list[int]
+    stages: list[StageReport] = field(default_factory=list)
+    kept: list[Tensor] = field(default_factory=list)

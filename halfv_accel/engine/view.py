@@ -1,0 +1,79 @@
+"""What a strategy gets to see: the visual tokens in front of a layer, and the last text token's attention to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfv_accel.adapters import Family
+from halfv_accel.adapters.base import Rotary
+from halfv_accel.engine.rows import Rows
+from halfv_accel.plan import Fidelity
+
+
+@dataclass(frozen=True)
+class LayerInput:
+    """Full-length input of a decoder layer: its states [B, S, H] and position embeddings [B or 1, S, head_dim]."""
+
+    states: Tensor
+    rotary: Rotary
+
+    def at(self, rows: Rows) -> tuple[Tensor, Rotary]:
+        """States and position embeddings of some rows."""
+        cos, sin = self.rotary
+        return rows.gather(self.states), (rows.gather(cos), rows.gather(sin))
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """The visual tokens still in play before the layer of a stage.
+
+    Parameters
+    ----------
+    family : Family
+    scorer : module
+        Decoder layer L-1, whose own norm and projections give the scores.
+    before, here : LayerInput
+        Inputs of layer L-1 and of layer L.
+    visual : Rows
+        Visual tokens, packed to the left.
+    last : (B,) long Tensor
+        Position of each row's last text token.
+    """
+
+    family: Family
+    scorer: Any
+    before: LayerInput
+    here: LayerInput
+    visual: Rows
+    last: Tensor
+    fidelity: Fidelity
+
+    @property
+    def present(self) -> Tensor:
+        return self.visual.present()
+
+    @property
+    def states(self) -> Tensor:
+        """Hidden states [B, V, H]; "reference" passes them through the final norm first, as the public code does."""
+        states = self.visual.gather(self.here.states)
+        return self.family.text.norm(states) if self.fidelity == "reference" else states
+
+    def last_token_scores(self, rotary: bool) -> Tensor:
+        """softmax(q k / sqrt(d)) over the visual keys, mean over heads: [B, V] float32, 0 on padding.
+
+        "reference" leaves out 1/sqrt(d), as the public code does.
+        """
+        query_states, query_rotary = self.before.at(Rows(self.last[:, None], None))
+        key_states, key_rotary = self.before.at(self.visual)
+        query = self.family.queries(self.scorer, query_states, query_rotary if rotary else None)  # [B, heads, 1, d]
+        keys = self.family.keys(self.scorer, key_states, key_rotary if rotary else None)  # [B, kv_heads, V, d]
+        keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], dim=1)
+        logits = (query.float() @ keys.float().mT)[:, :, 0]  # [B, heads, V]
+        if self.fidelity == "paper":
+            logits = logits * query.shape[-1] ** -0.5
+        logits = logits.masked_fill(~self.present[:, None], torch.finfo(logits.dtype).min)
+        return logits.softmax(dim=-1).mean(dim=1).masked_fill(~self.present, 0.0)

@@ -1,0 +1,119 @@
+"""Floating point operations of a decoder's prefill: counted exactly, and by the paper's formula (Appendix I.6).
+
+A product of an m x k and a k x n matrix counts 2 m k n. Norms, rotary embedding, softmax, activations, the embedding,
+the vision tower and `lm_head` are left out. Attention is counted as the full rectangle queries x keys, which is what
+`eager` and masked kernels compute and what Eq. 43 counts; `causal=True` counts only pairs that causality allows, with
+all visual tokens in front of the text.
+
+>>> llava = Decoder(layers=32, hidden=4096, intermediate=11008, heads=32, kv_heads=32, head_dim=128)
+>>> round(paper_flops(llava, visual=576, text=50) / 1e12, 2)      # Table 3, LLaVA-1.5-7B, vanilla
+8.31
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from halfv_accel.plan import Plan, floor_share, token_budget
+from halfv_accel.strategies import AnchorCover, LastTokenAttention
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Sizes of a decoder stack."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    @classmethod
+    def of(cls, config: Any) -> Decoder:
+        """From a transformers config (its text part), or a `Decoder` as it is."""
+        if isinstance(config, Decoder):
+            return config
+        text = config.get_text_config()
+        heads = text.num_attention_heads
+        return cls(
+            layers=text.num_hidden_layers,
+            hidden=text.hidden_size,
+            intermediate=text.intermediate_size,
+            heads=heads,
+            kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        )
+
+
+def prefill_flops(config: Any, visual: int, text: int, plan: Plan | None = None, *, causal: bool = False) -> int:
+    """Exact operations of one sequence's prefill, without the cost of selection (see `selection_flops`).
+
+    Parameters
+    ----------
+    config : transformers config or Decoder
+    visual, text : int
+        Tokens of the sequence.
+    plan : Plan, optional
+        Dropped tokens are gone; frozen ones cost their key and value projections and are attended to.
+    """
+    decoder = Decoder.of(config)
+    return sum(
+        _layer_flops(decoder, text + active, frozen, text, causal)
+        for active, frozen in _tokens_per_layer(decoder.layers, visual, plan)
+    )
+
+
+def paper_flops(config: Any, visual: int, text: int, plan: Plan | None = None) -> int:
+    """The paper's count (Eq. 43-44): four h x h projections whatever the key/value heads, frozen tokens for nothing.
+
+    With n processed and m attended tokens a layer costs 2 n (4h + 3m_ffn) h + 4 n m h.
+    """
+    decoder = Decoder.of(config)
+    total = 0
+    for active, frozen in _tokens_per_layer(decoder.layers, visual, plan):
+        n = text + active
+        total += 2 * n * (4 * decoder.hidden + 3 * decoder.intermediate) * decoder.hidden
+        total += 4 * n * (n + frozen) * decoder.hidden
+    return total
+
+
+def selection_flops(config: Any, visual: int, plan: Plan) -> int:
+    """Operations that choosing tokens adds to `prefill_flops`: scores, and the cosines of farthest point sampling."""
+    decoder = Decoder.of(config)
+    total, alive = 0, visual
+    for stage in plan.stages:
+        kept = min(token_budget(visual, stage.retention), alive)
+        if kept < alive and isinstance(stage.strategy, (AnchorCover, LastTokenAttention)):
+            total += 2 * decoder.hidden * decoder.head_dim * (decoder.heads + alive * decoder.kv_heads)  # q and keys
+            total += 2 * decoder.heads * decoder.head_dim * alive  # q k
+        if kept < alive and isinstance(stage.strategy, AnchorCover):
+            anchors = floor_share(kept, stage.strategy.anchor_ratio)
+            total += 2 * alive * (alive + anchors) * decoder.hidden
+        alive = kept
+    return total
+
+
+def _tokens_per_layer(layers: int, visual: int, plan: Plan | None) -> Iterator[tuple[int, int]]:
+    """(processed, frozen) visual tokens of each layer."""
+    active, frozen = visual, 0
+    for layer in range(layers):
+        for stage in plan.stages if plan is not None else ():
+            if stage.layer == layer:
+                kept = min(token_budget(visual, stage.retention), active)
+                frozen += active - kept if stage.then == "freeze" else 0
+                active = kept
+        yield active, frozen
+
+
+def _layer_flops(decoder: Decoder, processed: int, frozen: int, text: int, causal: bool) -> int:
+    """One layer that processes some tokens and only attends to others."""
+    query, key = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
+    projections = 2 * processed * decoder.hidden * 2 * query + 2 * (processed + frozen) * decoder.hidden * 2 * key
+    ffn = 3 * 2 * processed * decoder.hidden * decoder.intermediate
+    pairs = processed * (processed + frozen)
+    if causal:
+        pairs = processed * (processed + 1) // 2 + text * frozen
+    return projections + ffn + 2 * 2 * query * pairs

@@ -1,0 +1,138 @@
+"""Load a model and its processor by a short name, a hub id or a folder, and fail in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError, RepositoryNotFoundError
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from halfv_accel.errors import HalfVError
+
+KNOWN_MODELS: dict[str, str] = {
+    "qwen2.5-vl-7b": "Qwen/Qwen2.5-VL-7B-Instruct",
+    "qwen2-vl-7b": "Qwen/Qwen2-VL-7B-Instruct",
+    "qwen3-vl-4b": "Qwen/Qwen3-VL-4B-Instruct",
+    "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
+    "llava-1.5-13b": "llava-hf/llava-1.5-13b-hf",
+    "llava-next-7b": "llava-hf/llava-v1.6-mistral-7b-hf",
+    "video-llava-7b": "LanguageBind/Video-LLaVA-7B-hf",
+}
+PROBE_SECONDS = 10
+
+
+def load_model(
+    name: str | os.PathLike[str], device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+) -> tuple[Any, Any]:
+    """Load a vision-language model, ready for inference, and its processor.
+
+    Parameters
+    ----------
+    name : str or path
+        A key of `KNOWN_MODELS`, a hub id, or a folder with a saved model and processor.
+    device : str
+        "auto" takes a GPU if there is one.
+    dtype : str
+        "auto" takes the checkpoint's own; else float32, bfloat16 or float16.
+
+    Raises
+    ------
+    HalfVError
+        If the device, the dtype, the name or the files do not serve.
+    """
+    place, precision = find_device(device), find_dtype(dtype)
+    source, local = locate(name)
+    options = {"local_files_only": local}
+    try:
+        model, loading = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=precision, output_loading_info=True, **options
+        )
+    except Exception as error:
+        raise HalfVError(f"{source} holds no model that can be loaded ({_brief(error)}): {_OTHER}") from error
+    if loading["missing_keys"]:
+        raise HalfVError(
+            f"{source} lacks {len(loading['missing_keys'])} weights, e.g. {sorted(loading['missing_keys'])[0]}: "
+            "download or save the checkpoint again."
+        )
+    try:
+        processor = AutoProcessor.from_pretrained(source, **options)
+    except Exception as error:
+        raise HalfVError(
+            f"{source} has no processor that can be loaded ({_brief(error)}): install what this names, "
+            "or save the processor next to the model."
+        ) from error
+    return model.eval().to(place), processor
+
+
+def locate(name: str | os.PathLike[str]) -> tuple[str, bool]:
+    """Where to load from, and whether to stay off the network.
+
+    Being offline is found out with one request, because transformers itself would retry for minutes.
+    """
+    text = os.fspath(name)
+    if text.lower() not in KNOWN_MODELS and (Path(text).exists() or text.startswith((".", "/", "~"))):
+        return _folder(Path(text).expanduser()), True
+    source = KNOWN_MODELS.get(text.lower(), text)
+    if source.count("/") != 1:
+        raise HalfVError(_unknown(text))
+    try:
+        get_hf_file_metadata(hf_hub_url(source, "config.json"), timeout=PROBE_SECONDS)
+        return source, False
+    except GatedRepoError as error:
+        raise HalfVError(f"{source} is gated: accept its terms on huggingface.co and run: hf auth login") from error
+    except (RepositoryNotFoundError, RemoteEntryNotFoundError) as error:
+        raise HalfVError(f"the hub has no model {source}: {_OTHER}") from error
+    except Exception as error:
+        if isinstance(try_to_load_from_cache(source, "config.json"), str):
+            return source, True
+        raise HalfVError(
+            f"{source} is not on this machine and the hub cannot be reached ({_brief(error)}): "
+            "connect, or give the folder of a downloaded model."
+        ) from error
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    """A device that exists here."""
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise HalfVError(f"device '{device}' is not available here: choose auto, cpu or cuda (with a GPU).") from error
+
+
+def find_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    """A floating point type, or "auto"."""
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) and dtype != "auto" else dtype
+    if found == "auto" or (isinstance(found, torch.dtype) and found.is_floating_point):
+        return found
+    raise HalfVError(f"dtype '{dtype}' is not known: choose auto, float32, bfloat16 or float16.")
+
+
+_OTHER = f"give a folder with a saved model, a hub id, or one of {', '.join(KNOWN_MODELS)}."
+
+
+def _folder(folder: Path) -> str:
+    if not folder.is_dir():
+        raise HalfVError(f"{folder} is not a folder: {_OTHER}")
+    if not (folder / "config.json").is_file():
+        raise HalfVError(f"{folder} has no config.json, so it holds no saved model: {_OTHER}")
+    return str(folder)
+
+
+def _unknown(name: str) -> str:
+    close = difflib.get_close_matches(name.lower(), KNOWN_MODELS, n=1)
+    guess = f"did you mean {close[0]}? Else " if close else ""
+    return f"there is no model '{name}': {guess}{_OTHER}"
+
+
+def _brief(error: BaseException) -> str:
+    """The first line of a message, cut to a length that fits a sentence."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:160].rstrip(".:")

@@ -1,0 +1,212 @@
+"""profile.json: what calibration found out about one model, and all that acceleration needs to know.
+
+The document is versioned. A reader accepts every 1.x: fields it does not know are ignored, and another major version is
+refused. Entropies and divergences are in nats, ratios are kept / all, layers are counted from 0.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from halfv_accel.errors import HalfVError
+from halfv_accel.files import write_atomically
+from halfv_accel.identity import ModelInfo, fingerprint, model_info
+from halfv_accel.plan import Plan, halfv_plan
+
+__all__ = [
+    "IVR",
+    "SSR",
+    "Calibration",
+    "Evidence",
+    "ModelInfo",
+    "Profile",
+    "fingerprint",
+    "json_schema",
+    "model_info",
+]
+
+SCHEMA_VERSION = "1.0"
+
+Ratio = Annotated[float, Field(gt=0, le=1)]
+Layer = Annotated[int, Field(ge=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Document(BaseModel):
+    """Part of a profile: unchangeable, and deaf to fields of later minor versions."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class IVR(Document):
+    """Intrinsic visual redundancy: AnchorCover at the onset of Stage II (§3.3, step 1)."""
+
+    layer: Layer = Field(description="L_IVR: the stage acts on the input of this decoder layer.")
+    retention: Ratio = Field(description="R_IVR: visual tokens kept / all.")
+    anchor_ratio: Ratio = Field(description="R_S: share of the kept tokens chosen for relevance.")
+
+
+class SSR(Document):
+    """Secondary saturation redundancy: what happens from the onset of Stage III (§3.3, step 2)."""
+
+    mode: Literal["sparse", "freeze", "none"]
+    layer: Layer | None = Field(default=None, description="L_SSR; absent only with mode 'none'.")
+    retention: Ratio | None = Field(default=None, description="Visual tokens kept / all, for mode 'sparse'.")
+
+
+class Calibration(Document):
+    """Where the numbers came from."""
+
+    data: str
+    data_fingerprint: str
+    samples: int = Field(ge=1)
+    seed: int
+    fidelity: Literal["paper", "reference"] = "paper"
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+class Evidence(Document):
+    """The measurements behind the choices."""
+
+    k: int = Field(ge=1, description="Eigenvalues in the truncated matrix entropy.")
+    entropy: dict[Literal["visual", "text", "all"], list[Finite]] = Field(
+        description="Mean truncated matrix entropy before each layer and after the last, nats."
+    )
+    layer_kl: list[Finite] = Field(default_factory=list, description="Redundancy of each layer (Appendix F), nats.")
+    choices: dict[str, str] = Field(default_factory=dict, description="Why each layer and mode was chosen.")
+    agreement: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None, description="Share of samples whose most likely next token the profile leaves unchanged."
+    )
+    stable: bool = Field(default=True, description="Do the stages agree between halves of the samples?")
+
+
+class Profile(Document):
+    """One calibrated model."""
+
+    schema_version: str = SCHEMA_VERSION
+    model: ModelInfo
+    ivr: IVR
+    ssr: SSR
+    calibration: Calibration
+    evidence: Evidence
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Profile:
+        depth = self.model.num_layers
+        for name, layer in (("ivr.layer", self.ivr.layer), ("ssr.layer", self.ssr.layer)):
+            if layer is not None and layer >= depth:
+                raise ValueError(f"{name} is {layer}, but the model has {depth} layers")
+        self.plan()  # the order of stages is the plan's to judge
+        for tokens, curve in self.evidence.entropy.items():
+            if len(curve) != depth + 1:
+                raise ValueError(
+                    f"evidence.entropy.{tokens} has {len(curve)} values, but {depth} layers need {depth + 1}"
+                )
+        if len(self.evidence.layer_kl) not in (0, depth):
+            raise ValueError(
+                f"evidence.layer_kl has {len(self.evidence.layer_kl)} values, but there are {depth} layers"
+            )
+        return self
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Profile:
+        """Read and check a profile.
+
+        Raises
+        ------
+        HalfVError
+            In one sentence, whatever is wrong with the file or its content.
+        """
+        raw = _read_object(Path(path))
+        _check_version(path, raw.get("schema_version"))
+        try:
+            return cls.model_validate_json(json.dumps(raw), strict=True)
+        except ValidationError as error:
+            raise HalfVError(f"{path} is not a valid profile: {_first_problem(error)}: {_ANEW}") from None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the profile at once or not at all: a reader never sees half a file."""
+        write_atomically(Path(path), (self.model_dump_json(indent=2) + "\n").encode())
+
+    def plan(self) -> Plan:
+        """The stages that this profile asks for."""
+        return halfv_plan(
+            ivr_layer=self.ivr.layer,
+            ivr_retention=self.ivr.retention,
+            anchor_ratio=self.ivr.anchor_ratio,
+            ssr_mode=self.ssr.mode,
+            ssr_layer=self.ssr.layer,
+            ssr_retention=self.ssr.retention,
+            fidelity=self.calibration.fidelity,
+        )
+
+    def check(self, model: Any) -> None:
+        """Refuse a model other than the one the profile was made for."""
+        text, mine = model.config.get_text_config(), self.model
+        there = (type(model).__name__, text.num_hidden_layers, text.hidden_size)
+        name = getattr(model.config, "_name_or_path", "") or "ID"
+        advice = f"calibrate this model with: halfv calibrate --model {name}"
+        if there != (mine.architecture, mine.num_layers, mine.hidden_size):
+            raise HalfVError(
+                f"the profile was made for {mine.architecture} with {mine.num_layers} layers of width "
+                f"{mine.hidden_size}, but this model is {there[0]} with {there[1]} layers of width {there[2]}: {advice}"
+            )
+        if fingerprint(model) != mine.fingerprint:
+            raise HalfVError(
+                f"the profile was made for {mine.id} (fingerprint {mine.fingerprint}), but this model's parameters "
+                f"have other names or shapes (fingerprint {fingerprint(model)}): {advice}"
+            )
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of profile.json."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Profile.model_json_schema()}
+
+
+_ANEW = "make it anew with: halfv calibrate --model ID"
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, or one sentence about why there is none."""
+    if path.is_dir():
+        raise HalfVError(f"{path} is a folder: give the profile.json in it.")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise HalfVError(f"{path} does not exist: make a profile with: halfv calibrate --model ID") from None
+    except OSError as error:
+        raise HalfVError(f"{path} cannot be read ({error.strerror}): check its permissions.") from None
+    except UnicodeDecodeError:
+        raise HalfVError(f"{path} is not UTF-8 text: give a profile.json written by halfv calibrate.") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        raise HalfVError(f"{path} is not complete JSON ({where}): {_ANEW}") from None
+    if not isinstance(raw, dict):
+        raise HalfVError(f"{path} holds a JSON {type(raw).__name__} and not an object: {_ANEW}")
+    return raw
+
+
+def _check_version(path: object, version: object) -> None:
+    if not isinstance(version, str):
+        raise HalfVError(f"{path} has no schema_version, so it is no HalfV profile: {_ANEW}")
+    if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
+        raise HalfVError(
+            f"{path} has schema version {version}, and this HalfV reads {SCHEMA_VERSION.split('.')[0]}.x: "
+            "install the HalfV that wrote it, or calibrate again."
+        )
+
+
+def _first_problem(error: ValidationError) -> str:
+    """Field, message and value of the first of pydantic's complaints."""
+    first = error.errors(include_url=False)[0]
+    message = first["msg"].removeprefix("Value error, ").rstrip(".")
+    if not first["loc"]:
+        return message
+    field = ".".join(str(part) for part in first["loc"])
+    value = "" if first["type"] == "missing" else f" (it is {str(first['input'])[:60]!r})"
+    return f"{field}: {message[0].lower()}{message[1:]}{value}"

@@ -1,0 +1,23 @@
+"""Top-k per row, for rows with their own k."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def top_k_mask(scores: Tensor, present: Tensor, budget: Tensor) -> Tensor:
+    """Mask of the highest scores of each row; among equal scores the earlier token wins.
+
+    Parameters
+    ----------
+    scores : (B, V) Tensor
+    present : (B, V) bool Tensor
+        Places that may be chosen.
+    budget : (B,) long Tensor
+        How many to choose in each row.
+    """
+    order = scores.masked_fill(~present, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(scores.shape[1], device=scores.device)
+    chosen = places < budget[:, None]  # in ranking order
+    return torch.zeros_like(present).scatter(1, order, chosen) & present

@@ -1,0 +1,141 @@
+"""An accelerated model computes what the slow masked oracle computes: logits, greedy tokens, and chosen tokens."""
+
+import pytest
+import torch
+
+from halfv_accel import accelerate, halfv_plan
+
+from . import oracle
+
+TOLERANCE = 1e-4  # largest difference between logits of size about 1, float32; a wrong mask gives more than 1e-1
+NEW_TOKENS = 3
+
+PLANS = {
+    "prune": dict(ivr_layer=2, ivr_retention=0.4, anchor_ratio=0.3),
+    "prune, no anchors": dict(ivr_layer=1, ivr_retention=0.3, anchor_ratio=0.01),
+    "sparse": dict(ivr_layer=1, ivr_retention=0.5, anchor_ratio=0.2, ssr_mode="sparse", ssr_layer=3, ssr_retention=0.1),
+    "freeze": dict(ivr_layer=2, ivr_retention=0.5, anchor_ratio=0.2, ssr_mode="freeze", ssr_layer=4),
+    "freeze at once": dict(ivr_layer=2, ivr_retention=0.5, anchor_ratio=0.2, ssr_mode="freeze", ssr_layer=2),
+    "freeze all": dict(ivr_layer=1, ivr_retention=1.0, anchor_ratio=0.2, ssr_mode="freeze", ssr_layer=3),
+}
+BATCHES = {  # (pictures, words in the question) of each row
+    "single": [(1, 6)],
+    "equal": [(1, 6), (1, 6)],
+    "two pictures": [(2, 5)],
+    "ragged": [(1, 6), (2, 9), (1, 3)],
+    "with text only": [(1, 4), (0, 7)],
+}
+
+
+def counts(plan, visual):
+    """The plan in token counts, by the paper's rounding: whole tokens, at least one."""
+    kept = max(1, int(visual * plan["ivr_retention"] + 1e-6))
+    spec = {"ivr": (plan["ivr_layer"], kept, int(kept * plan["anchor_ratio"] + 1e-6))}
+    if plan.get("ssr_mode") == "sparse":
+        spec["sparse"] = (plan["ssr_layer"], max(1, int(visual * plan["ssr_retention"] + 1e-6)))
+    if plan.get("ssr_mode") == "freeze":
+        spec["freeze"] = plan["ssr_layer"]
+    return {**spec, "reference": plan.get("fidelity") == "reference"}
+
+
+def expected(mini, prompts, plan, new_tokens=NEW_TOKENS):
+    visual = [prompt["ids"].count(oracle.IMAGE) for prompt in prompts]
+    return [oracle.run(mini, prompt, counts(plan, n), new_tokens) for prompt, n in zip(prompts, visual, strict=True)]
+
+
+def kept_positions(kept, row, offset):
+    return [(stage[row].nonzero()[:, 0] - offset).tolist() for stage in kept]
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("plan", PLANS)
+def test_generation_equals_the_oracle(mini, attention, plan, batch):
+    prompts = [mini.prompt(seed, *shape) for seed, shape in enumerate(BATCHES[batch])]
+    model, inputs = mini.model(attention), mini.batch(prompts)
+    with torch.no_grad(), accelerate(model, halfv_plan(**PLANS[plan])) as run:
+        out = model.generate(
+            **inputs, max_new_tokens=NEW_TOKENS + 1, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
+    width = inputs["input_ids"].shape[1]
+    for row, (_, tokens, steps, kept) in enumerate(expected(mini, prompts, PLANS[plan])):
+        offset = width - len(prompts[row]["ids"])
+        if kept:
+            assert kept_positions(run.last.kept, row, offset) == kept
+        torch.testing.assert_close(
+            torch.stack([step[row] for step in out.logits]), torch.stack(steps), rtol=0, atol=TOLERANCE
+        )
+        assert out.sequences[row, width : width + NEW_TOKENS].tolist() == tokens
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("plan", ["sparse", "freeze"])
+def test_forward_gives_all_text_logits(mini, attention, plan, use_cache, side):
+    prompts = [mini.prompt(5, 1, 6), mini.prompt(6, 2, 4)]
+    model, inputs = mini.model(attention), mini.batch(prompts, side)
+    with torch.no_grad(), accelerate(model, halfv_plan(**PLANS[plan])):
+        logits = model(**inputs, use_cache=use_cache).logits
+    assert logits.shape[:2] == inputs["input_ids"].shape
+    for row, (wanted, *_) in enumerate(expected(mini, prompts, PLANS[plan], 0)):
+        offset = logits.shape[1] - len(wanted) if side == "left" else 0
+        text = torch.tensor([token != oracle.IMAGE for token in prompts[row]["ids"]])
+        mine = logits[row, offset : offset + len(wanted)]
+        torch.testing.assert_close(mine[text], wanted[text], rtol=0, atol=TOLERANCE)
+
+
+def test_reference_fidelity_samples_normed_states(mini):
+    plan = dict(
+        ivr_layer=2, ivr_retention=0.4, anchor_ratio=0.01, fidelity="reference"
+    )  # no anchors: only states count
+    prompt = mini.prompt(3)
+    model = mini.model()
+    with torch.no_grad(), accelerate(model, halfv_plan(**plan)) as run:
+        model(**mini.batch([prompt]))
+    assert kept_positions(run.last.kept, 0, 0) == expected(mini, [prompt], plan, 0)[0][3]
+
+
+@pytest.mark.parametrize("options", [dict(num_beams=3), dict(num_beams=2, num_return_sequences=2)])
+def test_beams_of_a_ragged_batch_equal_beams_row_by_row(mini, options):
+    prompts = [mini.prompt(1, 1, 5), mini.prompt(2, 2, 8)]
+    model = mini.model()
+    options = dict(max_new_tokens=5, do_sample=False, **options)
+    returned = options.get("num_return_sequences", 1)
+    with torch.no_grad(), accelerate(model, halfv_plan(**PLANS["freeze"])):
+        together = model.generate(**mini.batch(prompts), **options)[:, -5:]
+        for row, prompt in enumerate(prompts):
+            alone = model.generate(**mini.batch([prompt]), **options)[:, -5:]
+            assert torch.equal(together[row * returned : (row + 1) * returned], alone)
+
+
+def test_sampling_is_that_of_the_same_logits(mini):
+    """With one seed, sampling from an accelerated ragged batch repeats itself."""
+    model, inputs = mini.model(), mini.batch([mini.prompt(1), mini.prompt(2, 2)])
+    drawn = []
+    with accelerate(model, halfv_plan(**PLANS["sparse"])):
+        for _ in range(2):
+            torch.manual_seed(7)
+            drawn.append(model.generate(**inputs, max_new_tokens=6, do_sample=True))
+    assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize("plan", ["prune", "freeze"])
+def test_several_tokens_on_a_reduced_cache_equal_one_at_a_time(mini, attention, plan):
+    """A second text turn feeds many tokens at once."""
+    prompts = [mini.prompt(1), mini.prompt(2, 2)]
+    model, inputs = mini.model(attention), mini.batch(prompts)
+    more = torch.tensor([[9, 8, 7], [10, 11, 12]])
+    with torch.no_grad(), accelerate(model, halfv_plan(**PLANS[plan])):
+        together = continue_text(model, inputs, [more])
+        separately = continue_text(model, inputs, more.split(1, dim=1))
+    torch.testing.assert_close(together, separately, rtol=0, atol=TOLERANCE)
+
+
+def continue_text(model, inputs, pieces):
+    out = model(**inputs)
+    mask, logits = inputs["attention_mask"], []
+    for piece in pieces:
+        mask = torch.cat([mask, torch.ones_like(piece)], dim=1)
+        positions = (mask.cumsum(1) - 1)[:, -piece.shape[1] :]
+        step = model(input_ids=piece, attention_mask=mask, past_key_values=out.past_key_values, position_ids=positions)
+        logits.append(step.logits)
+    return torch.cat(logits, dim=1)

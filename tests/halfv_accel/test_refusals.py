@@ -1,0 +1,213 @@
+"""What is not supported is refused before the forward pass, in one line that names the way out."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertModel, DynamicCache, GenerationConfig, StaticCache
+from transformers.cache_utils import DynamicSlidingWindowLayer
+
+from halfv_accel import HalfVError, Plan, Stage, accelerate, halfv_plan
+from halfv_accel.strategies import register
+
+from .miniatures import MiniLlava, widen
+
+PLAN = halfv_plan(ivr_layer=2, ivr_retention=0.5)
+
+
+def refusal(action, pattern):
+    with pytest.raises(HalfVError, match=pattern) as caught:
+        action()
+    assert "\n" not in str(caught.value)
+
+
+def untouched_forward(model, monkeypatch):
+    """Make any computation in the decoder a failure."""
+
+    def forward(*_, **__):
+        pytest.fail("the decoder ran")
+
+    monkeypatch.setattr(model.model.language_model.layers[0], "forward", forward)
+
+
+GENERATE = {
+    "use_cache": dict(use_cache=False),
+    "prompt_lookup_num_tokens": dict(prompt_lookup_num_tokens=2),
+    "prefill_chunk_size": dict(prefill_chunk_size=4),
+    "cache_implementation": dict(cache_implementation="static"),
+    "assistant_model": dict(assistant_model=nn.Linear(1, 1)),
+}
+
+
+@pytest.mark.parametrize("word", GENERATE)
+@pytest.mark.parametrize("through", ["keyword", "config", "model"])
+def test_ways_of_generating(mini, word, through, monkeypatch):
+    options, model = GENERATE[word], mini.model()
+    inputs = mini.batch([mini.prompt(0)])
+    if through != "keyword" and word == "assistant_model":
+        pytest.skip("only a keyword")
+    if through == "config":
+        options = {"generation_config": GenerationConfig(**options)}
+    if through == "model":
+        monkeypatch.setattr(model, "generation_config", GenerationConfig(**options))
+        options = {}
+    with accelerate(model, PLAN):
+        untouched_forward(model, monkeypatch)
+        refusal(lambda: model.generate(**inputs, max_new_tokens=2, **options), word)
+
+
+def test_caches(mini, monkeypatch):
+    model, inputs = mini.model(), mini.batch([mini.prompt(0)])
+    sliding = DynamicCache(config=model.config)
+    sliding.layers[3] = DynamicSlidingWindowLayer(sliding_window=4)
+    filled = model(**inputs).past_key_values
+    with accelerate(model, PLAN):
+        untouched_forward(model, monkeypatch)
+        refusal(lambda: model(**inputs, past_key_values=sliding), "SlidingWindow.*default cache")
+        refusal(lambda: model(**inputs, past_key_values=filled), "already holds .* tokens")
+        static = StaticCache(config=model.config, max_cache_len=64)
+        refusal(lambda: model(**inputs, past_key_values=static), "static.*default cache")
+        refusal(lambda: model(**inputs, past_key_values=((1, 2),)), "tuple")
+
+
+def test_a_reduced_cache_outside_the_block(mini, attention):
+    model = mini.model(attention)
+    with torch.no_grad(), accelerate(model, PLAN):
+        cache = model(**mini.batch([mini.prompt(0)])).past_key_values
+    try:
+        model(input_ids=torch.tensor([[9]]), past_key_values=cache)
+    except HalfVError as error:
+        assert "inside the same accelerate" in str(error)
+    else:
+        pytest.fail("decoding went on without the hooks")
+
+
+def test_prompts(mini, monkeypatch):
+    model, prompt = mini.model(), mini.prompt(0)
+    inputs = mini.batch([prompt])
+    visual_last = mini.batch([{**prompt, "ids": prompt["ids"][: prompt["ids"].index(1) + prompt["ids"].count(1)]}])
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    four = torch.ones(1, 1, *[inputs["input_ids"].shape[1]] * 2, dtype=torch.bool)
+    with accelerate(model, PLAN):
+        untouched_forward(model, monkeypatch)
+        refusal(lambda: model(**visual_last), "ends in a visual token")
+        refusal(lambda: model(inputs_embeds=embeds), "inputs_embeds.*input_ids")
+        refusal(lambda: model(**inputs, output_attentions=True), "output_attentions")
+        refusal(lambda: model(**{**inputs, "attention_mask": four}), "2-D mask")
+
+
+def test_features_with_embeddings_only(mini):
+    if mini.name == "llava":
+        pytest.skip("LLaVA itself takes either, never both")
+    model, inputs = mini.model(), mini.batch([mini.prompt(0)])
+    embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
+    with accelerate(model, PLAN):
+        refusal(lambda: model(**inputs, inputs_embeds=embeds), "without input_ids")
+
+
+def test_models(mini, monkeypatch):
+    model = mini.model()
+    bert = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8))
+    refusal(lambda: accelerate(bert, PLAN), "BertModel.*LlavaForConditionalGeneration.*Qwen2_5_VL")
+    refusal(lambda: accelerate(torch.compile(model), PLAN), "not wrapped or compiled")
+    refusal(lambda: accelerate(copy.deepcopy(model).train(), PLAN), r"model\.eval\(\)")
+    refusal(lambda: accelerate(model, halfv_plan(ivr_layer=6, ivr_retention=0.5)), "the model has 6 layers")
+    refusal(lambda: accelerate(model, {"ivr": 2}), "dict is not a plan")
+    refusal(lambda: accelerate(model, "missing.json"), "missing.json does not exist")
+    monkeypatch.setattr(model, "hf_device_map", {"a": 0, "b": "cpu"}, raising=False)
+    refusal(lambda: accelerate(model, PLAN), "one device")
+
+
+@pytest.mark.parametrize("implementation", ["flash_attention_2", "flex_attention"])
+def test_attention_implementations(mini, implementation, monkeypatch):
+    model = mini.model()
+    inputs, config = mini.batch([mini.prompt(0)]), model.model.language_model.config
+    with accelerate(model, PLAN):
+        untouched_forward(model, monkeypatch)
+        monkeypatch.setattr(config, "_attn_implementation_internal", implementation)
+        refusal(lambda: model(**inputs), f"'{implementation}'.*sdpa")
+    refusal(lambda: accelerate(model, PLAN), f"'{implementation}'.*sdpa")
+
+
+def test_training_inside_the_block(mini):
+    model, inputs = copy.deepcopy(mini.model()), mini.batch([mini.prompt(0)])
+    with accelerate(model, PLAN):
+        model.train()
+        refusal(lambda: model(**inputs), r"model\.eval\(\)")
+
+
+def test_a_language_model_that_the_family_does_not_know():
+    class Other(type(MiniLlava().build().model.language_model.layers[0].self_attn)):
+        pass
+
+    model = widen(MiniLlava().build())
+    model.model.language_model.layers[1].self_attn.__class__ = Other
+    refusal(lambda: accelerate(model, PLAN), "Other.*LlamaAttention")
+
+
+def test_a_model_with_sliding_layers():
+    model = widen(MiniLlava().build())
+    model.model.language_model.config.layer_types = ["full_attention"] * 5 + ["sliding_attention"]
+    model.model.language_model.config.sliding_window = 4
+    refusal(lambda: accelerate(model, PLAN), "own cache.*SlidingWindow")
+
+
+def test_copies_and_pickles_of_an_accelerated_model(mini):
+    model = mini.model()
+    with accelerate(model, PLAN):
+        refusal(lambda: copy.deepcopy(model), "leave the accelerate")
+        refusal(lambda: pickle.dumps(model), "leave the accelerate")
+
+
+def test_a_strategy_that_breaks_its_budget(mini):
+    class Greedy:
+        def select(self, view, budget):
+            return view.present
+
+    model, inputs = mini.model(), mini.batch([mini.prompt(0)])
+    with accelerate(model, Plan((Stage("mine", 2, Greedy(), 0.5),))):
+        refusal(lambda: model(**inputs), "did not choose")
+
+
+PLANS = [
+    (dict(ivr_layer=0, ivr_retention=0.5), "layer 0.*at least 1"),
+    (dict(ivr_layer=2.0, ivr_retention=0.5), "whole number"),
+    (dict(ivr_layer=True, ivr_retention=0.5), "whole number"),
+    (dict(ivr_layer=2, ivr_retention=0), r"retention 0: .*\(0, 1\]"),
+    (dict(ivr_layer=2, ivr_retention=1.5), "1.5"),
+    (dict(ivr_layer=2, ivr_retention=float("nan")), "nan"),
+    (dict(ivr_layer=2, ivr_retention="half"), "'half'"),
+    (dict(ivr_layer=2, ivr_retention=0.5, anchor_ratio=-1), "anchor_ratio is -1"),
+    (dict(ivr_layer=2, ivr_retention=0.5, anchor_ratio="x"), "anchor_ratio is 'x'"),
+    (dict(ivr_layer=2, ivr_retention=0.5, fidelity="exact"), "'exact'.*'paper'"),
+    (dict(ivr_layer=2, ivr_retention=0.5, ssr_mode="off"), "'off'.*'none'"),
+    (dict(ivr_layer=2, ivr_retention=0.5, ssr_mode="freeze"), "needs ssr_layer"),
+    (dict(ivr_layer=2, ivr_retention=0.5, ssr_mode="sparse", ssr_layer=4), "needs ssr_retention"),
+    (dict(ivr_layer=2, ivr_retention=0.5, ssr_mode="sparse", ssr_layer=2, ssr_retention=0.1), "at least 3"),
+    (dict(ivr_layer=2, ivr_retention=0.5, ssr_mode="freeze", ssr_layer=1), "at least 2"),
+]
+
+
+@pytest.mark.parametrize(("options", "pattern"), PLANS)
+def test_plans(options, pattern):
+    refusal(lambda: halfv_plan(**options), pattern)
+
+
+def test_stages():
+    refusal(lambda: Plan(()), "no stage")
+    refusal(lambda: Stage("x", 2, "best", 0.5), "no strategy 'best'.*anchor_cover")
+    refusal(lambda: Stage("x", 2, object(), 0.5), "not a strategy")
+    refusal(lambda: Stage("x", 2, "anchor_cover", 0.5, "merge"), "'merge'")
+    freeze, drop = Stage("a", 2, "keep_none", 0.0, "freeze"), Stage("b", 3, "anchor_cover", 0.5)
+    refusal(lambda: Plan((freeze, drop)), "make the freeze last")
+
+
+def test_registration():
+    class NotData:
+        def select(self, view, budget): ...
+
+    refusal(lambda: register("Not Snake", NotData), "snake_case")
+    refusal(lambda: register("anchor_cover", NotData), "registered already")
+    refusal(lambda: register("not_data", NotData), "frozen dataclass")
