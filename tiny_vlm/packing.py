@@ -29,8 +29,8 @@ from halfv_data.drawing import (
 from halfv_data.questions import TASKS, Question, ask
 from tiny_vlm.family import IMAGE_SIDE, VISUAL_TOKENS, Family
 
-LENGTH = 288  # tokens in a packed sequence
-PER_TASK = {"counting": 2}  # the hardest task; the others have one question a picture
+LENGTH = 304  # tokens in a packed sequence
+PER_TASK = {"counting": 4}  # the hardest task; the others have one question a picture
 NO_COLOUR, NO_SHAPE, NO_DIGIT = len(COLOURS), len(SHAPES), 10
 TOKEN = SIZE // IMAGE_SIDE  # px
 

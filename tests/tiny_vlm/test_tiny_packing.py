@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from halfv_data.questions import TASKS, ask
 from halfv_data.drawing import draw_scene, scene_rng
+from halfv_data.questions import TASKS, ask
 from tiny_vlm.evaluate import prompt
 from tiny_vlm.family import VISUAL_TOKENS
 from tiny_vlm.invisible import invisible_visual_tokens
