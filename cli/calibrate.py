@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from halfv_cli.options import MODEL_HELP, Device, Dtype
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
+
     from halfv_accel import Profile
 
 
@@ -33,11 +35,13 @@ def calibrate(
     out: Annotated[Path, typer.Option(help="Where the profile goes.")] = Path("profile.json"),
 ) -> None:
     """Measure a model and choose where its visual tokens are reduced; writes profile.json."""
+    from rich.console import Console
+
     from halfv_accel.files import check_writable
-    from halfv_accel.prompts import chat_inputs
     from halfv_cli.models import open_model
     from halfv_data import fingerprint, load_samples
     from halfv_probe.calibrate import calibrate as measure
+    from halfv_probe.prompts import Prompts
 
     check_writable(out)
     started = time.perf_counter()
@@ -46,19 +50,10 @@ def calibrate(
     console = Console(stderr=True)
     if len(loaded) < samples:
         console.print(f"{data} holds {len(loaded)} samples, fewer than the {samples} asked for: using all of them")
-    prompts = [chat_inputs(processor, [sample.image], sample.question, vlm.device) for sample in loaded]
-    columns = (TextColumn("{task.description:>16}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        tasks = {}
-
-        def show(step: str, done: int, total: int) -> None:
-            if step not in tasks:
-                tasks[step] = progress.add_task(step, total=total)
-            progress.update(tasks[step], completed=done)
-
+    with _progress(console) as show:
         profile = measure(
             vlm,
-            prompts,
+            Prompts(processor, loaded, vlm.device),
             model_id=model,
             data=data,
             data_fingerprint=fingerprint(loaded),
@@ -70,8 +65,28 @@ def calibrate(
     _print_choices(profile, out, time.perf_counter() - started)
 
 
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """One bar a step; yields ``show(step, done, total)``."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:>16}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def show(step: str, done: int, total: int) -> None:
+            if step not in bars:
+                bars[step] = progress.add_task(step, total=total)
+            progress.update(bars[step], completed=done)
+
+        yield show
+
+
 def _print_choices(profile: Profile, out: Path, seconds: float) -> None:
     """The table at the end: what was chosen, and why."""
+    from rich.console import Console
+    from rich.table import Table
+
     evidence = profile.evidence
     table = Table(title=f"{profile.model.id}: {profile.model.num_layers} layers, {profile.calibration.samples} samples")
     for column in ("choice", "value", "why"):

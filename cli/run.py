@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from halfv_cli.options import MODEL_HELP, Device, Dtype, ProfilePath
 
@@ -27,6 +26,8 @@ def run(
     dtype: Dtype = "auto",
 ) -> None:
     """Answer a question about a picture with the profile's fraction of the visual tokens."""
+    from rich.console import Console
+
     from halfv_accel import Profile
     from halfv_accel.answers import answer
     from halfv_accel.prompts import chat_inputs

@@ -7,7 +7,7 @@ samples. The ratios are the paper's for the mode that was chosen (Table 9).
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from halfv_accel import Profile, accelerate
 from halfv_accel.profile import IVR, SSR, Calibration, Evidence, model_info
 from halfv_probe.lifecycle import Fidelity, Lifecycle, measure_lifecycle
+from halfv_probe.prompts import Prompts
 from halfv_probe.redundancy import layer_redundancy
 from halfv_probe.stages import Stages, detect_stages
 
@@ -28,7 +29,7 @@ Progress = Callable[[str, int, int], None]
 
 def calibrate(
     model: PreTrainedModel,
-    prompts: Sequence[Mapping[str, Any]],
+    prompts: Collection[Mapping[str, Any]] | Prompts,
     *,
     model_id: str,
     data: str,
@@ -43,8 +44,8 @@ def calibrate(
     ----------
     model : PreTrainedModel
         A supported vision-language model in evaluation mode; it is left as it was.
-    prompts : sequence of mapping
-        Processor outputs of one prompt each (batch size 1), on the model's device.
+    prompts : collection of mapping, or Prompts
+        Processor outputs of one prompt each (batch size 1), on the model's device. They are gone through three times.
     model_id, data, data_fingerprint, seed
         Written into the profile.
     fidelity : {"paper", "reference"}
@@ -119,7 +120,9 @@ def _evidence(lifecycle: Lifecycle, kl: np.ndarray, stages: Stages) -> Evidence:
     )
 
 
-def _watched(prompts: Sequence[Mapping[str, Any]], step: str, progress: Progress) -> Iterator[Mapping[str, Any]]:
+def _watched(
+    prompts: Collection[Mapping[str, Any]] | Prompts, step: str, progress: Progress
+) -> Iterator[Mapping[str, Any]]:
     for done, prompt in enumerate(prompts):
         progress(step, done, len(prompts))
         yield prompt

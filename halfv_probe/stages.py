@@ -10,7 +10,8 @@ deep layer hardly moves the next-token distribution, the layers are inactive and
 does move it, only few tokens matter and the others can be dropped.
 
 A curve without these stages (random weights have none) is not dressed up: the fall must explain most of the curve's
-variance and stand out from what the fit leaves over. Otherwise ``stable`` is False and the choice is a cautious one.
+variance, measure at least 0.2 nats, and stand out from what the fit leaves over. Otherwise ``stable`` is False and the
+choice is a cautious one.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from numpy.typing import ArrayLike
 INACTIVE_KL = 1e-3
 MIN_EXPLAINED = 0.6  # share of the variance that the three pieces must explain
 MIN_FALL_TO_NOISE = 4.0  # fall over residual standard deviation
+MIN_FALL = 0.2  # nats, a fifth of the effective directions; random weights of the embedded models drift by up to 0.16
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def detect_stages(
     onset, valley, fall, residual = _best_turns(entropy)
     explained = float(1 - residual.var() / max(entropy.var(), 1e-300))
     noise = float(residual.std())
-    if fall <= 0 or explained < MIN_EXPLAINED or fall < MIN_FALL_TO_NOISE * noise:
+    if fall < max(MIN_FALL, MIN_FALL_TO_NOISE * noise) or explained < MIN_EXPLAINED:
         return _fallback(layers, fall, explained)
 
     ivr, ssr = max(1, onset), max(2, min(valley, layers - 1))

@@ -79,7 +79,7 @@ def test_run_prints_one_json_object(halfv, profile_path, picture):
 
 
 def test_help_needs_none_of_the_slow_packages():
-    slow = ("torch", "transformers", "numpy", "matplotlib", "pandas", "datasets", "pydantic")
+    slow = ("torch", "transformers", "numpy", "matplotlib", "pandas", "datasets", "pydantic", "rich")
     code = f"import sys, halfv_cli.main; print([name for name in {slow} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
