@@ -1,9 +1,10 @@
 """Auxiliary heads of the training recipe; they are dropped before a checkpoint is saved.
 
-Answers alone teach a small tower slowly. Three linear heads on the visual features name colour, shape and digits of
-each token. Three more sit inside the language model and pull the reading of the picture into its deeper layers: the
-place of each visual token after layer 2, the place of a named thing on its word after layer 5, and the grid cell of the
-answer on the last token of the question after layer 6.
+Answers alone teach a small tower slowly. Four linear heads on the visual features name colour, shape and digits of each
+token, and whether it is the middle of a shape (things can be counted once each has a token of its own). Three more sit
+inside the language model and pull the reading of the picture into its deeper layers: the place of each visual token
+after layer 2, the place of a named thing on its word after layer 5, and the grid cell of the answer on the last token
+of the question after layer 6.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ PLACE_LAYER, NAMED_LAYER, TARGET_LAYER = 2, 5, 6  # outputs of these decoder lay
 class AuxiliaryHeads(nn.Module):
     thing_weight: Tensor
     digit_weight: Tensor
+    centre_weight: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -30,8 +32,10 @@ class AuxiliaryHeads(nn.Module):
         self.place = nn.Linear(width, 2 * IMAGE_SIDE)
         self.named = nn.Linear(width, 2 * IMAGE_SIDE)
         self.target = nn.Linear(width, 9)
+        self.centre = nn.Linear(width, 2)
         # Most tokens show background: it counts less.
         self.register_buffer("thing_weight", torch.tensor([1.0] * NO_COLOUR + [0.15]), persistent=False)
+        self.register_buffer("centre_weight", torch.tensor([0.1, 1.0]), persistent=False)
         self.register_buffer("digit_weight", torch.tensor([1.0] * NO_DIGIT + [0.05]), persistent=False)
 
     def feature_losses(self, features: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -43,6 +47,7 @@ class AuxiliaryHeads(nn.Module):
             "colour": F.cross_entropy(self.colour(features).flatten(0, 1), batch.colours.flatten(), self.thing_weight),
             "shape": F.cross_entropy(shape, shapes, self.thing_weight),
             "digit": F.cross_entropy(digit, digits, self.digit_weight),
+            "centre": F.cross_entropy(self.centre(features).flatten(0, 1), batch.centres.flatten(), self.centre_weight),
             "shape_accuracy": _accuracy(shape, shapes, NO_SHAPE),
             "digit_accuracy": _accuracy(digit, digits, NO_DIGIT),
         }
@@ -58,7 +63,7 @@ class AuxiliaryHeads(nn.Module):
         }
 
 
-WEIGHTS = {"colour": 1.0, "shape": 1.0, "digit": 1.0, "place": 0.2, "named": 0.3, "target": 0.3}
+WEIGHTS = {"colour": 1.0, "shape": 1.0, "digit": 1.0, "centre": 1.0, "place": 0.2, "named": 0.3, "target": 0.3}
 
 
 def _norm(states: Tensor) -> Tensor:

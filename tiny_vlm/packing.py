@@ -6,6 +6,7 @@ the picture. So the logits of each question equal those of a sequence that holds
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +31,10 @@ from halfv_data.questions import TASKS, Question, ask
 from tiny_vlm.family import IMAGE_SIDE, VISUAL_TOKENS, Family
 
 LENGTH = 304  # tokens in a packed sequence
-PER_TASK = {"counting": 4}  # the hardest task; the others have one question a picture
+# Questions a picture: more of the tasks that are learnt last, one of each other task.
+COUNTING, EXISTENCE = 4, 3
+# Counts of three and four are rare; without a weight "2" is a comfortable answer to everything.
+ANSWER_WEIGHTS = {"3": 2.0, "4": 3.0}
 NO_COLOUR, NO_SHAPE, NO_DIGIT = len(COLOURS), len(SHAPES), 10
 TOKEN = SIZE // IMAGE_SIDE  # px
 
@@ -44,6 +48,8 @@ class Batch:
     labels: Tensor  # [B, L]
     positions: Tensor  # [1 or 3, B, L]
     segments: Tensor  # [B, L], 0 picture, 1.. questions, -1 padding
+    weights: Tensor  # [B, L], of the answer tokens in the loss
+    centres: Tensor  # [B, VISUAL_TOKENS], 1 under the middle of a shape
     colours: Tensor  # [B, VISUAL_TOKENS]
     shapes: Tensor  # [B, VISUAL_TOKENS]
     digits: Tensor  # [B, VISUAL_TOKENS, 4], one for each 8 px quarter of a token
@@ -70,7 +76,7 @@ class Packer:
         for index in range(step * size, (step + 1) * size):
             rng = scene_rng(split, seed, index)
             scene = draw_scene(rng, clutter)
-            asked = [q for task in TASKS for q in ask(scene, task, rng)[: PER_TASK.get(task, 1)]]
+            asked = _questions(scene, rng)
             draws = [rng.random() for _ in asked]
             scenes.append(scene)
             questions.append([asked[i] for i in sorted(range(len(asked)), key=draws.__getitem__)])
@@ -88,6 +94,8 @@ class Packer:
             labels=torch.full((size, LENGTH), -100),
             positions=torch.zeros(self.prefix_positions.shape[0], size, LENGTH, dtype=torch.long),
             segments=torch.full((size, LENGTH), -1),
+            weights=torch.ones(size, LENGTH),
+            centres=torch.stack([_centre_labels(scene) for scene in scenes]),
             colours=torch.stack([_shape_labels(scene)[0] for scene in scenes]),
             shapes=torch.stack([_shape_labels(scene)[1] for scene in scenes]),
             digits=torch.stack([_digit_labels(scene) for scene in scenes]),
@@ -113,6 +121,8 @@ class Packer:
             return start
         batch.ids[row, start:end] = torch.tensor(asked.ids + answer)
         batch.labels[row, middle:end] = torch.tensor(answer)
+        if question.task == "counting":
+            batch.weights[row, middle] = ANSWER_WEIGHTS.get(question.answer, 1.0)
         batch.segments[row, start:end] = block
         batch.positions[:, row, start:end] = self.prefix_positions.max() + 1 + torch.arange(end - start)
         batch.spans[row].append((question.task, middle, end))
@@ -125,6 +135,11 @@ class Packer:
         if question.target is not None:
             batch.target[row, middle - 1] = question.target
         return end
+
+
+def _questions(scene: Scene, rng: random.Random) -> list[Question]:
+    asked = [q for task in TASKS for q in ask(scene, task, rng)[: COUNTING if task == "counting" else 1]]
+    return asked + [q for _ in range(EXISTENCE - 1) for q in ask(scene, "existence", rng)]
 
 
 def block_mask(segments: Tensor) -> Tensor:
@@ -155,6 +170,13 @@ def _shape_labels(scene: Scene) -> tuple[Tensor, Tensor]:
         colours[covered] = list(COLOURS).index(thing.colour)
         shapes[covered] = SHAPES.index(thing.shape)
     return colours.flatten(), shapes.flatten()
+
+
+def _centre_labels(scene: Scene) -> Tensor:
+    """1 at the visual tokens under the middle of a shape, [VISUAL_TOKENS]: one token a shape, whatever its size."""
+    centres = torch.zeros(VISUAL_TOKENS, dtype=torch.long)
+    centres[[_visual_token(thing) for thing in scene.shapes]] = 1
+    return centres
 
 
 def _digit_labels(scene: Scene) -> Tensor:

@@ -216,9 +216,11 @@ class Trainer:
         features = self.family.features(self.model, batch.pixels)
         states = decode(self.model, batch, features, self.packer.visual, swap)
         answers = batch.labels[:, 1:] >= 0
-        losses = {
-            "answer": F.cross_entropy(self.model.lm_head(states[-1][:, :-1][answers]), batch.labels[:, 1:][answers])
-        }
+        per_token = F.cross_entropy(
+            self.model.lm_head(states[-1][:, :-1][answers]), batch.labels[:, 1:][answers], reduction="none"
+        )
+        weights = batch.weights[:, 1:][answers]
+        losses = {"answer": (weights * per_token).sum() / weights.sum()}
         losses |= self.heads.feature_losses(features, batch)
         losses |= self.heads.layer_losses(states, self.packer.visual, batch)
         return losses

@@ -14,8 +14,6 @@ from tiny_vlm.qwen import TinyQwen
 @pytest.fixture(scope="session", params=[TinyQwen, TinyLlava], ids=lambda family: family.name)
 def tiny(request, tmp_path_factory):
     """family, packer, folder of a float32 checkpoint with random weights, and model and processor loaded from it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # these models are too small to share
     torch.manual_seed(0)
     family = request.param()
     packer = Packer(family)
@@ -25,11 +23,10 @@ def tiny(request, tmp_path_factory):
     built.generation_config.pad_token_id = packer.tokenizer.pad_token_id
     built.save_pretrained(folder)
     packer.processor.save_pretrained(folder)
-    yield SimpleNamespace(
+    return SimpleNamespace(
         family=family,
         packer=packer,
         folder=folder,
         model=AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval(),
         processor=AutoProcessor.from_pretrained(folder),
     )
-    torch.set_num_threads(threads)
