@@ -48,6 +48,7 @@ tiny-vlm: setup  ## train both embedded models again (about two hours on 2 cores
 
 accuracy: setup  ## measure both embedded models, untouched and accelerated (the README's table)
 	for model in tiny-qwen2.5-vl tiny-llava; do \
+	  mkdir -p reports/tiny_vlm/$$model && \
 	  $(BIN)/halfv calibrate --model $$model --out reports/tiny_vlm/$$model/profile.json && \
 	  $(BIN)/python -m tiny_vlm.evaluate $$model --profile reports/tiny_vlm/$$model/profile.json \
 	    --out reports/tiny_vlm/$$model/accuracy.json || exit 1; \

@@ -38,9 +38,9 @@ def calibrate(
     from rich.console import Console
 
     from halfv_accel.files import check_writable
-    from halfv_cli.models import open_model
+    from halfv_cli.models import lasting_name, open_model
     from halfv_data import fingerprint, load_samples
-    from halfv_probe.calibrate import calibrate as measure
+    from halfv_probe.calibration import calibrate as measure
     from halfv_probe.prompts import Prompts
 
     check_writable(out)
@@ -49,12 +49,14 @@ def calibrate(
     vlm, processor = open_model(model, device, dtype)
     console = Console(stderr=True)
     if len(loaded) < samples:
-        console.print(f"{data} holds {len(loaded)} samples, fewer than the {samples} asked for: using all of them")
+        typer.echo(
+            f"{data} holds {len(loaded)} samples, fewer than the {samples} asked for: using all of them", err=True
+        )
     with _progress(console) as show:
         profile = measure(
             vlm,
             Prompts(processor, loaded, vlm.device),
-            model_id=model,
+            model_id=lasting_name(model),
             data=data,
             data_fingerprint=fingerprint(loaded),
             seed=seed,
@@ -71,7 +73,7 @@ def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description:>16}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bars: dict[str, TaskID] = {}
 
         def show(step: str, done: int, total: int) -> None:
@@ -86,15 +88,17 @@ def _print_choices(profile: Profile, out: Path, seconds: float) -> None:
     """The table at the end: what was chosen, and why."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     evidence = profile.evidence
-    table = Table(title=f"{profile.model.id}: {profile.model.num_layers} layers, {profile.calibration.samples} samples")
-    for column in ("choice", "value", "why"):
-        table.add_column(column)
-    table.add_row("k (eigenvalues)", str(evidence.k), "elbow of the visual spectrum")
+    title = f"{profile.model.id}: {profile.model.num_layers} layers, {profile.calibration.samples} samples"
+    table = Table("choice", "value", "why", title=Text(title))  # Text: a path may look like markup
+    source = "fixed" if profile.calibration.fidelity == "reference" else "elbow of the visual spectrum"
+    table.add_row("k (eigenvalues)", str(evidence.k), source)
+    table_9 = "" if profile.ssr.mode == "none" else " (Table 9)"
     table.add_row("IVR layer", str(profile.ivr.layer), evidence.choices.get("ivr", ""))
     table.add_row(
-        "IVR keeps", f"{profile.ivr.retention:.0%}", f"{profile.ivr.anchor_ratio:.0%} of them anchors (Table 9)"
+        "IVR keeps", f"{profile.ivr.retention:.0%}", f"{profile.ivr.anchor_ratio:.0%} of them anchors{table_9}"
     )
     table.add_row("SSR mode", profile.ssr.mode, evidence.choices.get("mode", ""))
     if profile.ssr.layer is not None:
@@ -103,8 +107,9 @@ def _print_choices(profile: Profile, out: Path, seconds: float) -> None:
         table.add_row("SSR keeps", f"{profile.ssr.retention:.0%}", "of the original visual tokens (Table 9)")
     if evidence.agreement is not None:
         table.add_row("agreement", f"{evidence.agreement:.0%}", "first answer tokens that the plan leaves unchanged")
-    console = Console()
-    console.print(table)
+    Console().print(table)
     if not evidence.stable:
-        console.print("warning: this model shows no three stages on these samples; the plan is a cautious fallback")
-    console.print(f"wrote {out} in {seconds:.0f} s; next: halfv run --profile {out}", highlight=False, soft_wrap=True)
+        typer.echo(
+            "warning: this model shows no three stages on these samples; the plan is a cautious fallback", err=True
+        )
+    typer.echo(f"wrote {out} in {seconds:.0f} s; next: halfv run --profile {out}")

@@ -52,10 +52,12 @@ def _explain(error: Exception) -> tuple[str, int]:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "halfv"
         return f"{error.format_message().rstrip('.')}: see {command} --help", getattr(error, "exit_code", 2)
-    if isinstance(error, (ValueError, OSError)):  # what a user can cause; the message names the way out
+    own = type(error).__module__.split(".")[0] in ("halfv_accel", "halfv_data")
+    if own or isinstance(error, OSError):  # what a user can cause; the message names the way out
         return str(error), 1
     if isinstance(error, ModuleNotFoundError):
-        return f"{error.name} is not installed: pip install 'halfv[probe]'", 1
+        package = "'halfv[probe]'" if error.name in ("matplotlib", "datasets") else error.name
+        return f"{error.name} is not installed: pip install {package}", 1
     return f"unexpected {type(error).__name__}: {error}; run it again with --debug and report what it prints", 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 
@@ -10,9 +11,18 @@ def open_model(name: str, device: str, dtype: str) -> tuple[Any, Any]:
     import transformers
 
     import tiny_vlm
+    from halfv_accel import HalfVError
     from halfv_accel.models import load_model
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    source = str(tiny_vlm.checkpoint(name)) if name.startswith("tiny-") else name
-    return load_model(source, device=device, dtype=dtype)
+    if name in tiny_vlm.NAMES:
+        return load_model(tiny_vlm.checkpoint(name), device=device, dtype=dtype)
+    if name.startswith("tiny-") and "/" not in name and not Path(name).exists():
+        raise HalfVError(f"no embedded model is called {name!r}: choose one of {', '.join(tiny_vlm.NAMES)}")
+    return load_model(name, device=device, dtype=dtype)
+
+
+def lasting_name(name: str) -> str:
+    """How a profile remembers a model: a folder by its absolute path, so that it is found from elsewhere too."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name

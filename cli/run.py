@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,46 +26,52 @@ def run(
     dtype: Dtype = "auto",
 ) -> None:
     """Answer a question about a picture with the profile's fraction of the visual tokens."""
-    from rich.console import Console
-
-    from halfv_accel import Profile
+    from halfv_accel import HalfVError, Profile
     from halfv_accel.answers import answer
     from halfv_accel.prompts import chat_inputs
     from halfv_cli.models import open_model
+    from halfv_data import open_image
 
     loaded = Profile.load(profile)
-    images, question, shipped = _question(image or [], prompt)
-    vlm, processor = open_model(model or loaded.model.id, device, dtype)
+    paths, question, shipped = _question(image or [], prompt)
+    images = [open_image(path) for path in paths]
+    name = model or loaded.model.id
+    try:
+        vlm, processor = open_model(name, device, dtype)
+    except HalfVError as error:
+        if model is None:  # the profile chose that name, so say how to choose another
+            raise HalfVError(f"{error}; the profile names this model, --model names another place of it") from error
+        raise
     loaded.check(vlm)
     inputs = chat_inputs(processor, images, question, vlm.device)
     result = answer(vlm, processor, inputs, loaded.plan(), max_new_tokens, compare=compare)
     if as_json:
-        typer.echo(json.dumps({"question": question, **result.as_dict()}))
+        asked = {"model": name, "profile": str(profile), "images": [str(path) for path in paths], "question": question}
+        typer.echo(json.dumps({**asked, "shipped_question": shipped, **result.as_dict()}))
         return
-    console = Console(highlight=False, soft_wrap=True)
     if shipped:
-        console.print(f"[dim]no --image given, so a shipped question about {shipped}:[/dim]")
-        console.print(question)
-    console.print(f"[bold]{result.text}[/bold]")
+        typer.secho(f"no --image given, so a shipped question about {paths[0]}:", dim=True)
+        typer.echo(question)
+    typer.secho(result.text, bold=True)
     for line in _details(result):
-        console.print(f"[dim]{line}[/dim]")
+        typer.secho(line, dim=True)
     if shipped:
-        console.print(f'[dim]your own: halfv run --profile {profile} --image picture.png --prompt "..."[/dim]')
+        typer.secho(f'your own: halfv run --profile {profile} --image picture.png --prompt "..."', dim=True)
 
 
-def _question(paths: list[Path], prompt: str | None) -> tuple[list[Any], str, Path | None]:
-    """Pictures, question, and the path of the shipped picture if that one is asked about."""
+def _question(paths: list[Path], prompt: str | None) -> tuple[list[Path], str, bool]:
+    """Pictures, question, and whether they are the shipped ones."""
     from halfv_accel import HalfVError
-    from halfv_data import open_image, shipped_question
+    from halfv_data import shipped_question
 
     if not paths and prompt is None:
         path, question = shipped_question()
-        return [open_image(path)], question, path
+        return [path], question, True
     if not paths:
         raise HalfVError("--prompt needs a picture to ask about: add --image picture.png")
     if not prompt or not prompt.strip():
         raise HalfVError('--image needs a question: add --prompt "What is in this picture?"')
-    return [open_image(path) for path in paths], prompt, None
+    return paths, prompt, False
 
 
 def _details(result: Answer) -> list[str]:

@@ -1,7 +1,7 @@
 """Entropy of visual, text and all tokens at every layer boundary, sample by sample (HalfV, Section 3.2, Figure 2).
 
-Spectra are taken while the model runs; only their largest eigenvalues are kept. Which of them enter the entropy is
-decided afterwards, from the elbow of the visual spectrum averaged over samples and boundaries.
+Spectra are taken while the model runs, and the states are let go. How many eigenvalues enter the entropy is decided
+afterwards, from the elbow of the visual spectrum averaged over samples and boundaries.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from halfv_accel.adapters import family_of
 from halfv_probe.capture import watch_boundaries
 from halfv_probe.elbow import find_elbow
 from halfv_probe.entropy import truncated_entropy
-from halfv_probe.spectrum import spectrum
+from halfv_probe.spectra import spectrum
 
 Fidelity = Literal["paper", "reference"]
 Group = Literal["visual", "text", "all"]
 GROUPS: tuple[Group, ...] = ("visual", "text", "all")
-KEPT_EIGENVALUES = 256
 REFERENCE_K = 50
 
 
@@ -32,13 +31,12 @@ REFERENCE_K = 50
 class Lifecycle:
     """Entropy curves in nats; each value is the mean over samples.
 
-    ``entropy[group]`` is float64 [L + 1], ``k`` the number of eigenvalues that entered, ``tail`` float64 [L + 1] the
-    share of the visual spectrum behind the k-th eigenvalue (delta of Eq. 25), ``samples`` how many prompts were seen.
+    ``entropy[group]`` is float64 [L + 1], ``k`` the number of eigenvalues that entered, ``samples`` how many prompts
+    were seen.
     """
 
     entropy: dict[Group, np.ndarray]
     k: int
-    tail: np.ndarray
     samples: int
 
 
@@ -72,13 +70,12 @@ def measure_lifecycle(
         group: np.mean([[truncated_entropy(row, k) for row in sample[group]] for sample in spectra], axis=0)
         for group in GROUPS
     }
-    tails = [[1 - float(row[:k].sum() / row.sum()) for row in sample["visual"]] for sample in spectra]
-    return Lifecycle(entropy, k, np.mean(tails, axis=0), len(spectra))
+    return Lifecycle(entropy, k, len(spectra))
 
 
 @torch.no_grad()
 def sample_spectra(model: PreTrainedModel, prompt: Mapping[str, Any], fidelity: Fidelity) -> dict[Group, list[Tensor]]:
-    """Largest eigenvalues (float64, CPU, at most 256) at each boundary, for visual, text and all tokens."""
+    """Eigenvalues (float64, CPU) at each boundary, for visual, text and all tokens."""
     family = family_of(model)
     visual = family.visual_positions(prompt["input_ids"])[0]
     found: dict[Group, list[Tensor]] = {group: [] for group in GROUPS}
@@ -89,7 +86,7 @@ def sample_spectra(model: PreTrainedModel, prompt: Mapping[str, Any], fidelity: 
         mask = visual.to(rows.device)
         groups: dict[Group, Tensor] = {"visual": rows[mask], "text": rows[~mask], "all": rows}
         for group, tokens in groups.items():
-            found[group].append(spectrum(tokens, center=reference, k=KEPT_EIGENVALUES).cpu())
+            found[group].append(spectrum(tokens, center=reference).cpu())
 
     with watch_boundaries(family.layers, see):
         model(**prompt, use_cache=False, logits_to_keep=1)

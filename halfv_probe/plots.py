@@ -50,13 +50,14 @@ def plot_entropy(profile: Profile, path: Path | str) -> None:
     low, high = top.get_ylim()
     top.set_ylim(low - 0.25 * (high - low), high)  # room for the labels of the chosen layers
     stable = "" if profile.evidence.stable else "  (no three stages found: cautious choice)"
-    figure.suptitle(f"{profile.model.id}: entropy over depth, {profile.calibration.samples} samples{stable}")
+    title = f"{profile.model.id}: entropy over depth, {profile.calibration.samples} samples{stable}"
+    figure.suptitle(title, parse_math=False)  # a model's name may hold a dollar sign
 
     bottom.bar(range(len(profile.evidence.layer_kl)), profile.evidence.layer_kl, color="#1b6ca8", width=0.6)
     if any(value > 0 for value in profile.evidence.layer_kl):
         bottom.set_yscale("log")  # the last layer's bar may be missing: nothing reads its visual rows, so its KL is 0
-    bottom.set_ylabel("layer redundancy:\nKL (nats)")
-    bottom.set_xlabel("decoder layer (entropy: its input; the last point is the output)")
+    bottom.set_ylabel("KL without the layer's\nvisual updates (nats)")
+    bottom.set_xlabel("decoder layer (entropy: of its input; last point: the output. Low KL: the layer is redundant)")
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
     content = io.BytesIO()
     figure.savefig(content, format=kind, dpi=130)
@@ -81,4 +82,14 @@ def _draw_stages(axes: Any, profile: Profile) -> None:
         marks.append((profile.ssr.layer, f"SSR: {profile.ssr.mode}{kept}"))
     for layer, text in marks:
         axes.axvline(layer, color="black", linewidth=1, linestyle=":")
-        axes.text(layer, 0.02, f" {text}", transform=transform, rotation=90, ha="right", va="bottom", fontsize=9)
+        axes.annotate(
+            text,
+            (layer, 0.03),
+            xycoords=transform,
+            xytext=(-5, 0),
+            textcoords="offset points",
+            rotation=90,
+            ha="right",
+            va="bottom",
+            fontsize=9,
+        )

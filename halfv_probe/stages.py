@@ -22,6 +22,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from halfv_accel.errors import HalfVError
+
 # LLaVA's deep layers lie near 5e-5 nats, Qwen's two to three orders higher (Figure 2d, Appendix J.1).
 INACTIVE_KL = 1e-3
 MIN_EXPLAINED = 0.6  # share of the variance that the three pieces must explain
@@ -67,16 +69,16 @@ def detect_stages(
 
     Raises
     ------
-    ValueError
+    HalfVError
         If the model has fewer than four layers, the lengths do not fit, or a value is not finite.
     """
     entropy = np.asarray(visual_entropy, dtype=np.float64)
     layers = len(entropy) - 1
     if entropy.ndim != 1 or layers < 4 or not np.isfinite(entropy).all():
-        raise ValueError(f"visual_entropy needs at least 5 finite values (layers + 1), got shape {entropy.shape}")
+        raise HalfVError(f"visual_entropy needs at least 5 finite values (layers + 1), got shape {entropy.shape}")
     kl = None if layer_redundancy is None else np.asarray(layer_redundancy, dtype=np.float64)
     if kl is not None and (kl.shape != (layers,) or not np.isfinite(kl).all()):
-        raise ValueError(f"layer_redundancy needs {layers} finite values, one per layer, got shape {kl.shape}")
+        raise HalfVError(f"layer_redundancy needs {layers} finite values, one per layer, got shape {kl.shape}")
 
     onset, valley, fall, residual = _best_turns(entropy)
     explained = float(1 - residual.var() / max(entropy.var(), 1e-300))
@@ -119,10 +121,13 @@ def _best_turns(entropy: np.ndarray) -> tuple[int, int, float, np.ndarray]:
 def _mode(kl: np.ndarray | None, ssr: int, inactive_kl: float) -> tuple[Literal["sparse", "freeze"], str]:
     if kl is None:
         return "sparse", "layer redundancy was not measured, so no layer is taken to be inactive"
-    deep = float(kl[ssr:].mean())
+    # Nothing reads what the last layer does to visual tokens, so its KL is 0 in every model and says nothing.
+    first = min(ssr, len(kl) - 2)
+    deep = float(kl[first:-1].mean())
+    cost = f"terminating a layer from {first} on costs {deep:.1e} nats on average"
     if deep < inactive_kl:
-        return "freeze", f"terminating a layer from {ssr} on costs {deep:.1e} nats on average: the layers are inactive"
-    return "sparse", f"terminating a layer from {ssr} on costs {deep:.1e} nats on average: the layers are active"
+        return "freeze", f"{cost}: the layers are inactive"
+    return "sparse", f"{cost}: the layers are active"
 
 
 def _fallback(layers: int, fall: float, explained: float) -> Stages:

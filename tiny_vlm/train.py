@@ -46,7 +46,7 @@ class Recipe:
     warmup: int = 80
     swap_after: int = 1300  # steps; from then on batches are swapped
     swap_depths: tuple[tuple[int, float], ...] = ((0, 0.15), (2, 0.60), (3, 0.25))  # depth d, probability
-    decay_from: float = 0.70
+    decay_from: float = 0.75
     clutter_steps: int = 400  # clutter grows from 0.2 to 1 over these
     seed: int = 0
     evaluate_every: int = 250

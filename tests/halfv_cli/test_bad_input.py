@@ -16,7 +16,12 @@ def refused(result, tmp_path, before, *fragments):
     assert "Traceback" not in result.err
     for fragment in fragments:
         assert fragment in result.err
-    assert sorted(tmp_path.rglob("*")) == before
+    assert snapshot(tmp_path) == before
+
+
+def snapshot(folder):
+    """Names and contents of everything below a folder."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 @pytest.fixture
@@ -24,7 +29,7 @@ def check(halfv, tmp_path):
     """``check(fragments, *arguments)`` runs the command and holds it to the law."""
 
     def run(fragments, *arguments):
-        before = sorted(tmp_path.rglob("*"))
+        before = snapshot(tmp_path)
         refused(halfv(*arguments), tmp_path, before, *fragments)
 
     return run
@@ -53,6 +58,8 @@ SPOILT = {
     "ratio above one": (lambda p: spoil(p, ivr__retention=1.5).encode(), "ivr.retention"),
     "ratio zero": (lambda p: spoil(p, ivr__retention=0).encode(), "ivr.retention"),
     "ratio is null": (lambda p: spoil(p, ivr__retention=None).encode(), "ivr.retention"),
+    "curve missing": (lambda p: spoil(p, evidence__entropy={"visual": [1.0] * 11}).encode(), "evidence.entropy"),
+    "huge number": (lambda p: b'{"schema_version": "1.0", "ivr": ' + b"9" * 5000 + b"}", "halfv calibrate"),
     "unknown mode": (lambda p: spoil(p, ssr__mode="melt").encode(), "ssr.mode"),
 }
 
@@ -171,6 +178,21 @@ def test_bad_calibrate_arguments(check, tmp_path, arguments, fragment):
 )
 def test_bad_plot_arguments(check, profile_path, arguments, fragment):
     check([fragment], "plot-entropy", "--profile", profile_path, *arguments)
+
+
+def test_a_failed_calibration_leaves_the_old_profile(check, tmp_path, monkeypatch):
+    (tmp_path / "profile.json").write_text("the old one")
+
+    def fails(*_, **__):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("halfv_probe.calibration.calibrate", fails)
+    check(["unexpected RuntimeError: out of memory", "--debug"], "calibrate", "--model", "tiny-llava", "--samples", "1")
+
+
+def test_a_profile_whose_model_has_gone_says_how_to_name_another(check, tmp_path, profile):
+    (tmp_path / "profile.json").write_text(spoil(profile, model__id="/gone/model"))
+    check(["/gone/model", "--model"], "run", "--profile", "profile.json")
 
 
 def test_wrong_usage_names_the_help(check):

@@ -1,6 +1,7 @@
 """The three commands do their job on both embedded models."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -72,10 +73,30 @@ def test_run_prints_one_json_object(halfv, profile_path, picture):
     result = halfv("run", "--profile", profile_path, *arguments, "--json", "--compare")
     assert result.code == 0, result.err
     answer = json.loads(result.out)
+    assert (answer["model"], answer["shipped_question"]) == ("tiny-qwen2.5-vl", False)
+    assert answer["images"] == [str(picture), str(picture)]
     assert answer["visual_tokens"] == 288
     assert answer["stages"][0]["after"] < 288
     assert 0 < answer["flops_ratio"] < 1
     assert answer["untouched"]["seconds"] > 0
+
+
+def test_what_looks_like_markup_is_printed_as_it_is(halfv, tmp_path, profile_path):
+    (tmp_path / "[b]").mkdir()
+    (tmp_path / "[b]" / "[red]$x_{.json").write_text(profile_path.read_text())
+    result = halfv("run", "--profile", "[b]/[red]$x_{.json")
+    assert result.code == 0, result.err
+    assert "halfv run --profile [b]/[red]$x_{.json" in result.out
+    data = json.loads(profile_path.read_text())
+    data["model"]["id"] = "[red]$x_{"
+    (tmp_path / "profile.json").write_text(json.dumps(data))
+    assert halfv("plot-entropy").code == 0
+
+
+def test_a_checkpoint_folder_is_remembered_by_its_absolute_path(halfv, tmp_path):
+    shutil.copytree(tiny_vlm.checkpoint("tiny-llava"), tmp_path / "tiny-mine")
+    assert halfv("calibrate", "--model", "tiny-mine", "--samples", 1).code == 0
+    assert Profile.load(tmp_path / "profile.json").model.id == str(tmp_path / "tiny-mine")
 
 
 def test_help_needs_none_of_the_slow_packages():

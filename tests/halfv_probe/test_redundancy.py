@@ -9,7 +9,7 @@ from halfv_data import scenes
 from halfv_probe.capture import watch_boundaries
 from halfv_probe.lifecycle import measure_lifecycle
 from halfv_probe.redundancy import layer_redundancy
-from halfv_probe.spectrum import spectrum
+from halfv_probe.spectra import spectrum
 from tiny_vlm.llava import TinyLlava
 from tiny_vlm.qwen import TinyQwen
 

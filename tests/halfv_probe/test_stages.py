@@ -34,6 +34,14 @@ def test_mode_follows_the_redundancy_of_deep_layers(kl, mode):
     assert modes.count(mode) >= 98
 
 
+@pytest.mark.parametrize("valley", [14, 20, 24, 26, 27])
+@pytest.mark.parametrize(("kl", "mode"), [(5e-5, "freeze"), (3e-2, "sparse")])
+def test_the_last_layer_has_no_say_in_the_mode(kl, mode, valley):
+    """Its visual output is read by nothing, so its KL is 0 in every model."""
+    entropy = 3 - np.clip(np.arange(29) - 2, 0, valley - 2) / (valley - 2)
+    assert detect_stages(entropy, [kl] * 27 + [0.0]).ssr_mode == mode
+
+
 @pytest.mark.parametrize(
     "entropy",
     [np.full(29, 2.0), np.linspace(2, 3, 29), 2 + np.random.default_rng(0).normal(0, 0.05, 29)],

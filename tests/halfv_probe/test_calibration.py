@@ -5,7 +5,7 @@ import torch
 
 from halfv_accel import HalfVError, accelerate
 from halfv_data import scenes
-from halfv_probe.calibrate import RATIOS, calibrate, measure_agreement
+from halfv_probe.calibration import RATIOS, calibrate, measure_agreement
 from halfv_probe.plots import plot_entropy
 from halfv_probe.prompts import Prompts
 from tiny_vlm.llava import TinyLlava

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from halfv_accel.errors import HalfVError
+
 
 def spectrum(states: ArrayLike | Tensor, center: bool = False, k: int | None = None) -> Tensor:
     """Eigenvalues of the Gram matrix of a set of hidden states, descending.
@@ -34,14 +36,14 @@ def spectrum(states: ArrayLike | Tensor, center: bool = False, k: int | None = N
 
     Raises
     ------
-    ValueError
+    HalfVError
         If ``states`` is not a matrix with at least one row, or holds a value that is not finite.
     """
     matrix = torch.as_tensor(states).to(torch.float64)
     if matrix.ndim != 2 or 0 in matrix.shape:
-        raise ValueError(f"hidden states must be a non-empty matrix [tokens, width], got shape {tuple(matrix.shape)}")
+        raise HalfVError(f"hidden states must be a non-empty matrix [tokens, width], got shape {tuple(matrix.shape)}")
     if not torch.isfinite(matrix).all():
-        raise ValueError("hidden states hold NaN or infinity: load the model in float32 or bfloat16 and try again")
+        raise HalfVError("hidden states hold NaN or infinity: load the model in float32 or bfloat16 and try again")
     if center:
         matrix = matrix - matrix.mean(dim=0)
     gram = matrix.T @ matrix if matrix.shape[0] >= matrix.shape[1] else matrix @ matrix.T

@@ -7,7 +7,7 @@ from hypothesis.extra.numpy import arrays
 
 from halfv_probe.elbow import find_elbow
 from halfv_probe.entropy import truncated_entropy
-from halfv_probe.spectrum import spectrum
+from halfv_probe.spectra import spectrum
 
 matrices = arrays(
     np.float64,
