@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from halfv_accel import Profile
 
 
+CLOSE_AGREEMENT = 0.9  # below it, the user hears how to trade speed for agreement
+
+
 def calibrate(
     model: Annotated[str, typer.Option(help=MODEL_HELP)],
     data: Annotated[
@@ -112,4 +115,7 @@ def _print_choices(profile: Profile, out: Path, seconds: float) -> None:
         typer.echo(
             "warning: this model shows no three stages on these samples; the plan is a cautious fallback", err=True
         )
+    if evidence.agreement is not None and evidence.agreement < CLOSE_AGREEMENT:
+        changed = f"{1 - evidence.agreement:.0%} of the first answer tokens change"
+        typer.echo(f"note: {changed}; to keep more visual tokens, raise the retentions in {out}", err=True)
     typer.echo(f"wrote {out} in {seconds:.0f} s; next: halfv run --profile {out}")

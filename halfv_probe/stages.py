@@ -2,16 +2,18 @@
 
 Visual entropy first stays high (I, alignment), then falls (II, aggregation), then has reached its valley and is flat or
 rises again (III, saturation). The first turn is where inherited redundancy is pruned, L_IVR; the second, L_SSR, is
-where saturation begins. A continuous curve of three straight pieces, of which the first may rise but not fall, is
-fitted at every pair of turns; the pair with the smallest squared error wins.
+where saturation begins. A continuous curve of three straight pieces, of which the first is level, is fitted at every
+pair of turns; the pair with the smallest squared error wins. In some models alignment first lifts entropy to its
+plateau: a rise to the peak of the first third is taken out before the fit.
 
 How saturation shows is read from the layer redundancy (Appendix F): where terminating the visual updates of a single
 deep layer hardly moves the next-token distribution, the layers are inactive and visual tokens can be frozen; where it
 does move it, only few tokens matter and the others can be dropped.
 
-A curve without these stages (random weights have none) is not dressed up: the fall must explain most of the curve's
-variance, measure at least 0.2 nats, and stand out from what the fit leaves over. Otherwise ``stable`` is False and the
-choice is a cautious one.
+A curve without these stages (random weights have none) is not dressed up: the fit must explain most of the curve's
+variance, and the fall must stand out from what it leaves over. A fall of less than 0.3 nats could be drift; it counts
+only from 0.1 nats on, and only if some layer before the valley is seen to matter, with a redundancy of at least 0.01
+nats. Otherwise ``stable`` is False and the choice is a cautious one.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ from halfv_accel.errors import HalfVError
 INACTIVE_KL = 1e-3
 MIN_EXPLAINED = 0.6  # share of the variance that the three pieces must explain
 MIN_FALL_TO_NOISE = 4.0  # fall over residual standard deviation
-MIN_FALL = 0.2  # nats, a fifth of the effective directions; random weights of the embedded models drift by up to 0.16
+# Nats. Random weights of the embedded models drift down by up to 0.16, and their largest layer KL is 5e-3.
+CLEAR_FALL = 0.3
+SMALL_FALL = 0.1
+ACTIVE_KL = 1e-2
 
 
 @dataclass(frozen=True)
@@ -80,10 +85,13 @@ def detect_stages(
     if kl is not None and (kl.shape != (layers,) or not np.isfinite(kl).all()):
         raise HalfVError(f"layer_redundancy needs {layers} finite values, one per layer, got shape {kl.shape}")
 
-    onset, valley, fall, residual = _best_turns(entropy)
-    explained = float(1 - residual.var() / max(entropy.var(), 1e-300))
+    levelled = _levelled(entropy)
+    onset, valley, fall, residual = _best_turns(levelled)
+    explained = float(1 - residual.var() / max(levelled.var(), 1e-300))
     noise = float(residual.std())
-    if fall < max(MIN_FALL, MIN_FALL_TO_NOISE * noise) or explained < MIN_EXPLAINED:
+    matters = kl is not None and kl[:valley].max() >= ACTIVE_KL
+    least = SMALL_FALL if matters else CLEAR_FALL
+    if fall < max(least, MIN_FALL_TO_NOISE * noise) or explained < MIN_EXPLAINED:
         return _fallback(layers, fall, explained)
 
     ivr, ssr = max(1, onset), max(2, min(valley, layers - 1))
@@ -95,19 +103,20 @@ def detect_stages(
     return Stages(ivr, max(ssr, ivr + 1), mode, True, fall, explained, reasons)
 
 
+def _levelled(entropy: np.ndarray) -> np.ndarray:
+    """The curve with its rise to the peak of the first third taken out: alignment may lift entropy on its way up."""
+    peak = int(np.argmax(entropy[: (len(entropy) - 1) // 3 + 1]))
+    return np.concatenate([np.full(peak, entropy[peak]), entropy[peak:]])
+
+
 def _best_turns(entropy: np.ndarray) -> tuple[int, int, float, np.ndarray]:
     """Onset a, valley b, fall between them (nats) and residuals of the least-squares curve with its turns there."""
     x = np.arange(len(entropy), dtype=np.float64)
     best: tuple[float, int, int, float, np.ndarray] | None = None
     for a in range(len(x) - 3):
         for b in range(a + 2, len(x) - 1):
-            pieces = np.stack(
-                [np.clip(x - a, None, 0), x**0, np.clip(x - a, 0, b - a), np.clip(x - b, 0, None)], axis=1
-            )
-            slope_i, _, slope_ii, slope_iii = weights = np.linalg.lstsq(pieces, entropy, rcond=None)[0]
-            if slope_i < 0:  # alignment does not lower entropy: level instead
-                level = np.linalg.lstsq(pieces[:, 1:], entropy, rcond=None)[0]
-                slope_i, _, slope_ii, slope_iii = weights = np.array([0.0, *level])
+            pieces = np.stack([np.ones_like(x), np.clip(x - a, 0, b - a), np.clip(x - b, 0, None)], axis=1)
+            _, slope_ii, slope_iii = weights = np.linalg.lstsq(pieces, entropy, rcond=None)[0]
             residual = entropy - pieces @ weights
             error = float(residual @ residual)
             # The middle piece must fall, and the last one must not fall as fast: else b is no valley.
@@ -115,7 +124,8 @@ def _best_turns(entropy: np.ndarray) -> tuple[int, int, float, np.ndarray]:
                 best = (error, a, b, -slope_ii * (b - a), residual)
     if best is None:
         return 0, len(x) - 1, 0.0, entropy - entropy.mean()
-    return best[1:]
+    _, onset, valley, fall, residual = best
+    return onset, valley, float(fall), residual
 
 
 def _mode(kl: np.ndarray | None, ssr: int, inactive_kl: float) -> tuple[Literal["sparse", "freeze"], str]:

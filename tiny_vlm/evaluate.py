@@ -8,6 +8,7 @@ visual tokens that are invisible from some decoder layer on.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halfv_data.samples import Sample, fingerprint, scenes
-from tiny_vlm import NAMES, load
+from tiny_vlm import NAMES, checkpoint, load
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -178,6 +179,11 @@ def provenance(model: PreTrainedModel, samples: Sequence[Sample], split: str, se
     }
 
 
+def weights_fingerprint(name: str) -> str:
+    """Sixteen hex digits over the weight file of an embedded model: which checkpoint a report speaks of."""
+    return hashlib.sha256((checkpoint(name) / "model.safetensors").read_bytes()).hexdigest()[:16]
+
+
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -215,6 +221,7 @@ def main() -> None:
     for name, options in conditions(model.config.text_config.num_hidden_layers, args.profile).items():
         results[name] = evaluate(model, processor, _watched(samples, name), **options)
     origin = provenance(model, samples, "heldout", args.seed)
+    origin["model"]["weights"] = weights_fingerprint(args.model)
     report = {name: asdict(scores) for name, scores in results.items()}
     write_json(args.out, {"model": args.model, "results": report, "provenance": origin})
     print(table(results))

@@ -1,7 +1,7 @@
 """Auxiliary heads of the training recipe; they are dropped before a checkpoint is saved.
 
 Answers alone teach a small tower slowly. Linear heads on the visual features name colour, shape and digits of each
-token, whether it is the middle of a shape, and there how many shapes share its colour or its kind. Three more heads sit
+token, and whether it is the middle of a shape (things can be counted once each has a token of its own). Three more sit
 inside the language model and pull the reading of the picture into its deeper layers: the place of each visual token
 after layer 2, the place of a named thing on its word after layer 5, and the grid cell of the answer on the last token
 of the question after layer 6.
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tiny_vlm.family import IMAGE_SIDE, VISUAL_TOKENS
-from tiny_vlm.packing import MAX_COUNT, NO_COLOUR, NO_DIGIT, NO_SHAPE, Batch
+from tiny_vlm.packing import NO_COLOUR, NO_DIGIT, NO_SHAPE, Batch
 
 PLACE_LAYER, NAMED_LAYER, TARGET_LAYER = 2, 5, 6  # outputs of these decoder layers
 
@@ -33,8 +33,6 @@ class AuxiliaryHeads(nn.Module):
         self.named = nn.Linear(width, 2 * IMAGE_SIDE)
         self.target = nn.Linear(width, 9)
         self.centre = nn.Linear(width, 2)
-        self.same_colour = nn.Linear(width, MAX_COUNT)
-        self.same_shape = nn.Linear(width, MAX_COUNT)
         # Most tokens show background: it counts less.
         self.register_buffer("thing_weight", torch.tensor([1.0] * NO_COLOUR + [0.15]), persistent=False)
         self.register_buffer("centre_weight", torch.tensor([0.1, 1.0]), persistent=False)
@@ -50,8 +48,6 @@ class AuxiliaryHeads(nn.Module):
             "shape": F.cross_entropy(shape, shapes, self.thing_weight),
             "digit": F.cross_entropy(digit, digits, self.digit_weight),
             "centre": F.cross_entropy(self.centre(features).flatten(0, 1), batch.centres.flatten(), self.centre_weight),
-            "same_colour": F.cross_entropy(self.same_colour(features).flatten(0, 1), batch.same_colour.flatten()),
-            "same_shape": F.cross_entropy(self.same_shape(features).flatten(0, 1), batch.same_shape.flatten()),
             "shape_accuracy": _accuracy(shape, shapes, NO_SHAPE),
             "digit_accuracy": _accuracy(digit, digits, NO_DIGIT),
         }
@@ -67,8 +63,7 @@ class AuxiliaryHeads(nn.Module):
         }
 
 
-WEIGHTS = {"colour": 1.0, "shape": 1.0, "digit": 1.0, "centre": 1.0, "same_colour": 0.5, "same_shape": 0.5}
-WEIGHTS |= {"place": 0.2, "named": 0.3, "target": 0.3}
+WEIGHTS = {"colour": 1.0, "shape": 1.0, "digit": 1.0, "centre": 1.0, "place": 0.2, "named": 0.3, "target": 0.3}
 
 
 def _norm(states: Tensor) -> Tensor:

@@ -32,10 +32,7 @@ from tiny_vlm.family import IMAGE_SIDE, VISUAL_TOKENS, Family
 
 LENGTH = 304  # tokens in a packed sequence
 # Questions a picture: more of the tasks that are learnt last, one of each other task.
-COUNTING, EXISTENCE = 4, 3
-# Counts of three and four are rare; without a weight "2" is a comfortable answer to everything.
-ANSWER_WEIGHTS = {"3": 2.0, "4": 3.0}
-MAX_COUNT = 4
+COUNTING, EXISTENCE = 2, 3
 NO_COLOUR, NO_SHAPE, NO_DIGIT = len(COLOURS), len(SHAPES), 10
 TOKEN = SIZE // IMAGE_SIDE  # px
 
@@ -49,10 +46,7 @@ class Batch:
     labels: Tensor  # [B, L]
     positions: Tensor  # [1 or 3, B, L]
     segments: Tensor  # [B, L], 0 picture, 1.. questions, -1 padding
-    weights: Tensor  # [B, L], of the answer tokens in the loss
     centres: Tensor  # [B, VISUAL_TOKENS], 1 under the middle of a shape
-    same_colour: Tensor  # [B, VISUAL_TOKENS], there: shapes of its colour in the picture - 1, elsewhere -100
-    same_shape: Tensor  # [B, VISUAL_TOKENS], likewise for its shape
     colours: Tensor  # [B, VISUAL_TOKENS]
     shapes: Tensor  # [B, VISUAL_TOKENS]
     digits: Tensor  # [B, VISUAL_TOKENS, 4], one for each 8 px quarter of a token
@@ -97,10 +91,7 @@ class Packer:
             labels=torch.full((size, LENGTH), -100),
             positions=torch.zeros(self.prefix_positions.shape[0], size, LENGTH, dtype=torch.long),
             segments=torch.full((size, LENGTH), -1),
-            weights=torch.ones(size, LENGTH),
-            centres=torch.stack([_centre_labels(scene)[0] for scene in scenes]),
-            same_colour=torch.stack([_centre_labels(scene)[1] for scene in scenes]),
-            same_shape=torch.stack([_centre_labels(scene)[2] for scene in scenes]),
+            centres=torch.stack([_centre_labels(scene) for scene in scenes]),
             colours=torch.stack([_shape_labels(scene)[0] for scene in scenes]),
             shapes=torch.stack([_shape_labels(scene)[1] for scene in scenes]),
             digits=torch.stack([_digit_labels(scene) for scene in scenes]),
@@ -126,8 +117,6 @@ class Packer:
             return start
         batch.ids[row, start:end] = torch.tensor(asked.ids + answer)
         batch.labels[row, middle:end] = torch.tensor(answer)
-        if question.task == "counting":
-            batch.weights[row, middle] = ANSWER_WEIGHTS.get(question.answer, 1.0)
         batch.segments[row, start:end] = block
         batch.positions[:, row, start:end] = self.prefix_positions.max() + 1 + torch.arange(end - start)
         batch.spans[row].append((question.task, middle, end))
@@ -177,16 +166,11 @@ def _shape_labels(scene: Scene) -> tuple[Tensor, Tensor]:
     return colours.flatten(), shapes.flatten()
 
 
-def _centre_labels(scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
-    """At the token under the middle of each shape: 1, and how many others share its colour, and its shape."""
+def _centre_labels(scene: Scene) -> Tensor:
+    """1 at the visual tokens under the middle of a shape, [VISUAL_TOKENS]: one token a shape, whatever its size."""
     centres = torch.zeros(VISUAL_TOKENS, dtype=torch.long)
-    same_colour, same_shape = torch.full((2, VISUAL_TOKENS), -100)
-    for thing in scene.shapes:
-        token = _visual_token(thing)
-        centres[token] = 1
-        same_colour[token] = min(sum(other.colour == thing.colour for other in scene.shapes), MAX_COUNT) - 1
-        same_shape[token] = min(sum(other.shape == thing.shape for other in scene.shapes), MAX_COUNT) - 1
-    return centres, same_colour, same_shape
+    centres[[_visual_token(thing) for thing in scene.shapes]] = 1
+    return centres
 
 
 def _digit_labels(scene: Scene) -> Tensor:

@@ -46,7 +46,7 @@ class Recipe:
     warmup: int = 80
     swap_after: int = 1300  # steps; from then on batches are swapped
     swap_depths: tuple[tuple[int, float], ...] = ((0, 0.15), (2, 0.60), (3, 0.25))  # depth d, probability
-    decay_from: float = 0.75
+    decay_from: float = 0.8
     clutter_steps: int = 400  # clutter grows from 0.2 to 1 over these
     seed: int = 0
     evaluate_every: int = 250
@@ -165,7 +165,8 @@ class Trainer:
         out.mkdir(parents=True, exist_ok=True)
         if self.state_file.exists():
             self.resume()
-        (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
+        else:
+            (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
         self.family.speed_up(self.model)
 
     @property
@@ -185,6 +186,14 @@ class Trainer:
         os.replace(partial, self.state_file)
 
     def resume(self) -> None:
+        """Go on from the last state; the recipe must be the one that the run was started with."""
+        begun = json.loads((self.out / "recipe.json").read_text())
+        asked = json.loads(json.dumps(asdict(self.recipe)))
+        changed = [
+            f"{name} was {begun.get(name)}, now {asked[name]}" for name in asked if begun.get(name) != asked[name]
+        ]
+        if changed:
+            raise ValueError(f"{self.out} holds a run of another recipe ({'; '.join(changed)}): use an empty folder")
         state = torch.load(self.state_file, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
@@ -216,11 +225,8 @@ class Trainer:
         features = self.family.features(self.model, batch.pixels)
         states = decode(self.model, batch, features, self.packer.visual, swap)
         answers = batch.labels[:, 1:] >= 0
-        per_token = F.cross_entropy(
-            self.model.lm_head(states[-1][:, :-1][answers]), batch.labels[:, 1:][answers], reduction="none"
-        )
-        weights = batch.weights[:, 1:][answers]
-        losses = {"answer": (weights * per_token).sum() / weights.sum()}
+        logits = self.model.lm_head(states[-1][:, :-1][answers])
+        losses = {"answer": F.cross_entropy(logits, batch.labels[:, 1:][answers])}
         losses |= self.heads.feature_losses(features, batch)
         losses |= self.heads.layer_losses(states, self.packer.visual, batch)
         return losses

@@ -8,7 +8,6 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from halfv_data.drawing import COLOURS, COLUMNS, ROWS, SHAPES
-from halfv_data.questions import plural
 
 PROMPT_WORDS = (
     "user assistant system what color shape shapes number is are the at there a an how many where relative to of in "
@@ -19,7 +18,8 @@ CHARACTERS = list(string.ascii_lowercase + string.digits + "?.,:;!'\"-()/")
 
 def words() -> list[str]:
     """Vocabulary in order, without the special tokens of a model family."""
-    scene_words = [*ROWS, *COLUMNS, "right", *COLOURS, *SHAPES, *(plural(shape) for shape in SHAPES)]
+    plurals = [shape + ("es" if shape == "cross" else "s") for shape in SHAPES]
+    scene_words = [*ROWS, *COLUMNS, "right", *COLOURS, *SHAPES, *plurals]
     continued = ["##" + c for c in string.ascii_lowercase + string.digits]
     return list(dict.fromkeys([*PROMPT_WORDS, *scene_words, *CHARACTERS, *continued]))
 

@@ -76,10 +76,8 @@ def oracle(question: str, things: list[dict]) -> str:
         return f"{ROWS[row]} {COLUMNS[column]}"
     if match := re.fullmatch(r"Is there a (\w+) (\w+)\?", question):
         return "yes" if any((t["colour"], t["shape"]) == match.groups() for t in shapes) else "no"
-    if match := re.fullmatch(r"How many (\w+) shapes are there\?", question):
-        return str(sum(thing["colour"] == match[1] for thing in shapes))
-    if match := re.fullmatch(r"How many (\w+?)(?:es|s) are there\?", question):
-        return str(sum(match[1] in (t["shape"], t["shape"].removesuffix("e")) for t in shapes))
+    if match := re.fullmatch(r"How many (shape|number)s are there\?", question):
+        return str(sum(thing["kind"] == match[1] for thing in things))
     raise ValueError(f"the oracle cannot read {question!r}")
 
 

@@ -42,6 +42,18 @@ def test_the_last_layer_has_no_say_in_the_mode(kl, mode, valley):
     assert detect_stages(entropy, [kl] * 27 + [0.0]).ssr_mode == mode
 
 
+def test_a_rise_on_the_way_to_the_plateau_belongs_to_alignment():
+    entropy = [1.8, 1.8, 2.0, 2.5, 2.5, 2.2, 1.9, 1.6, 1.6, 1.6, 1.6, 1.6]
+    found = detect_stages(entropy)
+    assert (found.stable, found.ivr_layer, found.ssr_layer) == (True, 4, 7)
+
+
+@pytest.mark.parametrize(("kl", "stable"), [(1e-1, True), (1e-3, False)])
+def test_a_small_fall_counts_only_where_visual_layers_matter(kl, stable):
+    entropy = 2.5 - 0.2 * np.clip(np.arange(11) - 3, 0, 4) / 4
+    assert detect_stages(entropy, [kl] * 5 + [1e-4] * 5).stable == stable
+
+
 @pytest.mark.parametrize(
     "entropy",
     [np.full(29, 2.0), np.linspace(2, 3, 29), 2 + np.random.default_rng(0).normal(0, 0.05, 29)],

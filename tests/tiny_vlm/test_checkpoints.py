@@ -1,13 +1,19 @@
 """The committed checkpoints: small, deep enough to prune, and able to see."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
 import tiny_vlm
 from halfv_data import scenes
-from tiny_vlm.evaluate import evaluate, prompt
+from tiny_vlm.evaluate import evaluate, prompt, weights_fingerprint
 
 FLOOR = 0.75  # macro over nine tasks; guessing reaches about 0.2
+REPORTS = Path(__file__).parents[2] / "reports" / "tiny_vlm"
+LEAST_MACRO = {"tiny-qwen2.5-vl": 0.95, "tiny-llava": 0.92}
+LEAST_LOSS = {"grey picture": 0.40, "no visual tokens from layer 2": 0.50, "no visual tokens from layer 5": 0.25}
 
 
 @pytest.fixture(scope="module", params=tiny_vlm.NAMES)
@@ -41,3 +47,16 @@ def test_it_sees(embedded):
     blinded = evaluate(model, processor, samples, batch_size=15, blank_image=True)
     assert seeing.macro >= FLOOR
     assert blinded.macro <= 0.5
+
+
+@pytest.mark.parametrize("name", tiny_vlm.NAMES)
+def test_the_report_speaks_of_this_checkpoint_and_it_is_good_enough(name):
+    """Held-out accuracy as `make accuracy` measured it; a small evaluation above shows that the report is plausible."""
+    report = json.loads((REPORTS / name / "accuracy.json").read_text())
+    assert report["provenance"]["model"]["weights"] == weights_fingerprint(name)
+    results = report["results"]
+    untouched = results["untouched"]
+    assert untouched["macro"] >= LEAST_MACRO[name]
+    assert min(untouched["accuracy"].values()) >= 0.85
+    for condition, loss in LEAST_LOSS.items():
+        assert untouched["macro"] - results[condition]["macro"] >= loss, condition

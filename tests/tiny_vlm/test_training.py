@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -50,6 +51,12 @@ def test_a_run_leaves_a_checkpoint_and_its_recipe(recipe, tmp_path):
     Trainer(recipe, tmp_path, "cpu").run()
     assert (tmp_path / "checkpoint" / "model.safetensors").is_file()
     assert json.loads((tmp_path / "recipe.json").read_text())["steps"] == STEPS
+
+
+def test_a_run_goes_on_only_with_its_own_recipe(recipe, tmp_path):
+    Trainer(recipe, tmp_path, "cpu").run()
+    with pytest.raises(ValueError, match="steps was 4, now 8"):
+        Trainer(replace(recipe, steps=8), tmp_path, "cpu")
 
 
 def test_resuming_drops_the_log_rows_that_were_not_saved(recipe, tmp_path):
