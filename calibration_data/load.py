@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import io
 import json
+import logging
+import os
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +33,7 @@ SPLIT_ORDER = ("calibration", "validation", "val", "test", "train")
 IMAGE = ("image", "file_name", "images", "img", "image_path", "picture")
 QUESTION = ("question", "prompt", "text", "query", "instruction")
 ANSWER = ("answer", "answers", "multiple_choice_answer", "label_text", "response")
+PROBE_SECONDS = 10
 EXPECTED = (
     "expected nothing (the shipped samples), a folder of images with prompts, a .jsonl file with image and question, "
     "or a dataset name or folder that `datasets` opens"
@@ -96,10 +100,9 @@ def open_image(path: str | Path) -> Image.Image:
     Raises
     ------
     DataError
-        If it is missing, not an image, cut off, or has more than 8 bits a channel.
+        If it is missing, not an image, cut off, or has more than 8 bits a channel, or if the path is a URL.
     """
-    file = Path(path).expanduser()
-    _check_image_file(file, where="")
+    file = _image_file(os.path.expanduser(path), Path(), where="", hint="check the path")
     return _decode(file, str(file))
 
 
@@ -114,7 +117,7 @@ def _read(source: str | Path | None) -> list[Callable[[], Sample]]:
         return _from_lines(_shipped())
     if not str(source).strip():
         raise DataError(f"the source is an empty string: {EXPECTED}")
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
         return _from_folder(path)
     if path.suffix == ".jsonl" and path.is_file():
@@ -214,7 +217,12 @@ def _open_dataset(datasets: Any, name: str, builder: str, options: dict[str, Any
     """One split of a hub dataset, a local dataset folder or a ``save_to_disk`` folder."""
     saved = any((Path(name) / marker).is_file() for marker in ("state.json", "dataset_dict.json"))
     try:
-        opened = datasets.load_from_disk(name) if saved else datasets.load_dataset(builder, **options)
+        with _silent("huggingface_hub", "datasets"):
+            if not Path(name).exists():
+                _check_hub(datasets, name)
+            opened = datasets.load_from_disk(name) if saved else datasets.load_dataset(builder, **options)
+    except DataError:
+        raise
     except Exception as error:  # a dozen kinds: no network, no such name, several configurations, a broken file
         reason = str(error).strip().split("\n")[0]
         raise DataError(
@@ -227,6 +235,45 @@ def _open_dataset(datasets: Any, name: str, builder: str, options: dict[str, Any
     if split is None:
         raise DataError(f"{name} has no splits and no rows: {EXPECTED}")
     return opened[split]
+
+
+def _check_hub(datasets: Any, name: str) -> None:
+    """Ask the hub once whether there is such a dataset, because ``datasets`` would retry for a long time."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RemoteEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "README.md", repo_type="dataset"), timeout=PROBE_SECONDS)
+    except GatedRepoError as error:
+        raise DataError(f"{name} is gated: accept its terms on huggingface.co and run: hf auth login") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise DataError(f"{name} is neither a path here nor a dataset on the hub: {EXPECTED}") from error
+    except RemoteEntryNotFoundError:
+        pass  # a dataset without a README
+    except Exception:  # no network, or none wanted: what was downloaded before can still be opened
+        *namespace, last = name.split("/")
+        cached = "___".join([*namespace, datasets.naming.camelcase_to_snakecase(last)])
+        if not (Path(datasets.config.HF_DATASETS_CACHE) / cached).is_dir():
+            raise
+
+
+@contextmanager
+def _silent(*names: str) -> Iterator[None]:
+    """Keep the loggers of libraries still: what went wrong is told once, by us."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 # ----------------------------------------------------------------------------------------------------------------- rows
@@ -292,24 +339,28 @@ def _picture(value: Any, where: str, folder: Path) -> Callable[[], Image.Image]:
         value = value.get("path")
     if not isinstance(value, str) or not value:
         raise DataError(f"{where}: the image is {_shown(value)}: it must be the path of an image file")
-    file = folder / value
-    _check_image_file(file, f"{where}: ")
+    file = _image_file(value, folder, f"{where}: ", hint="check the path (relative paths start at the list)")
     return lambda: _decode(file, f"{where}: {file}")
 
 
 # ------------------------------------------------------------------------------------------------------------- pictures
 
 
-def _check_image_file(file: Path, where: str) -> None:
+def _image_file(path: str, folder: Path, where: str, hint: str) -> Path:
+    """Where a picture is; refused unless a file is there."""
+    if "://" in path:
+        raise DataError(f"{where}image {_shown(path)} is a URL: download it, because only local files are opened")
+    file = folder / path
     try:
         if file.is_dir():
             raise DataError(f"{where}image {file} is a folder: name one image file")
         if not file.is_file():
-            raise DataError(f"{where}image {file} does not exist: check the path (relative paths start at the list)")
+            raise DataError(f"{where}image {file} does not exist: {hint}")
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{where}image path {_shown(str(file))} cannot be read ({error}): check it") from error
+        raise DataError(f"{where}image path {_shown(path)} cannot be read ({error}): check it") from error
+    return file
 
 
 def _decode(encoded: Path | io.BytesIO, where: str) -> Image.Image:

@@ -6,5 +6,6 @@ from __future__ import annotations
 class HalfVError(ValueError):
     """A wrong input or an unsupported use, found before anything was computed with it.
 
-    The message is one sentence for the person who reads it. A bug in HalfV is never reported this way.
+    The message is one sentence for the person who reads it, with no full stop at the end. A bug in HalfV is never
+    reported this way.
     """

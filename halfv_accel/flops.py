@@ -13,39 +13,15 @@ all visual tokens in front of the text.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-from halfv_accel.plan import Plan, floor_share, token_budget
-from halfv_accel.strategies import AnchorCover, LastTokenAttention
+from halfv_accel.budget import token_budget
+from halfv_accel.decoder import Decoder
+from halfv_accel.errors import HalfVError
+from halfv_accel.plan import Plan
+from halfv_accel.strategies import Counted
 
-
-@dataclass(frozen=True)
-class Decoder:
-    """Sizes of a decoder stack."""
-
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-
-    @classmethod
-    def of(cls, config: Any) -> Decoder:
-        """From a transformers config (its text part), or a `Decoder` as it is."""
-        if isinstance(config, Decoder):
-            return config
-        text = config.get_text_config()
-        heads = text.num_attention_heads
-        return cls(
-            layers=text.num_hidden_layers,
-            hidden=text.hidden_size,
-            intermediate=text.intermediate_size,
-            heads=heads,
-            kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-            head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
-        )
+__all__ = ["Decoder", "paper_flops", "prefill_flops", "selection_flops"]
 
 
 def prefill_flops(config: Any, visual: int, text: int, plan: Plan | None = None, *, causal: bool = False) -> int:
@@ -81,17 +57,24 @@ def paper_flops(config: Any, visual: int, text: int, plan: Plan | None = None) -
 
 
 def selection_flops(config: Any, visual: int, plan: Plan) -> int:
-    """Operations that choosing tokens adds to `prefill_flops`: scores, and the cosines of farthest point sampling."""
+    """Operations that choosing tokens adds to `prefill_flops`, as each stage's strategy counts them.
+
+    Raises
+    ------
+    HalfVError
+        If a strategy that has to choose does not count its operations.
+    """
     decoder = Decoder.of(config)
     total, alive = 0, visual
     for stage in plan.stages:
         kept = min(token_budget(visual, stage.retention), alive)
-        if kept < alive and isinstance(stage.strategy, (AnchorCover, LastTokenAttention)):
-            total += 2 * decoder.hidden * decoder.head_dim * (decoder.heads + alive * decoder.kv_heads)  # q and keys
-            total += 2 * decoder.heads * decoder.head_dim * alive  # q k
-        if kept < alive and isinstance(stage.strategy, AnchorCover):
-            anchors = floor_share(kept, stage.strategy.anchor_ratio)
-            total += 2 * alive * (alive + anchors) * decoder.hidden
+        if kept < alive:  # otherwise the engine does not ask
+            if not isinstance(stage.strategy, Counted):
+                raise HalfVError(
+                    f"strategy {stage.strategy!r} does not count its operations: "
+                    "give it flops(decoder, candidates, kept)"
+                )
+            total += stage.strategy.flops(decoder, alive, kept)
         alive = kept
     return total
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError, RepositoryNotFoundError
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from halfv_accel.adapters import FAMILIES
 from halfv_accel.errors import HalfVError
+from halfv_accel.processors import brief, load_processor
 
 KNOWN_MODELS: dict[str, str] = {
     "qwen2.5-vl-7b": "Qwen/Qwen2.5-VL-7B-Instruct",
@@ -23,6 +29,7 @@ KNOWN_MODELS: dict[str, str] = {
     "llava-next-7b": "llava-hf/llava-v1.6-mistral-7b-hf",
     "video-llava-7b": "LanguageBind/Video-LLaVA-7B-hf",
 }
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 PROBE_SECONDS = 10
 
 
@@ -31,6 +38,8 @@ def load_model(
 ) -> tuple[Any, Any]:
     """Load a vision-language model, ready for inference, and its processor.
 
+    What is small is read first: a model that HalfV cannot run is refused before its weights are downloaded.
+
     Parameters
     ----------
     name : str or path
@@ -38,34 +47,32 @@ def load_model(
     device : str
         "auto" takes a GPU if there is one.
     dtype : str
-        "auto" takes the checkpoint's own; else float32, bfloat16 or float16.
+        "auto" takes the checkpoint's own; else float32, bfloat16, float16 or float64.
 
     Raises
     ------
     HalfVError
-        If the device, the dtype, the name or the files do not serve.
+        If the device, the dtype, the name, the architecture or the files do not serve.
     """
     place, precision = find_device(device), find_dtype(dtype)
     source, local = locate(name)
     options = {"local_files_only": local}
     try:
+        config = AutoConfig.from_pretrained(source, **options)
+    except Exception as error:
+        raise HalfVError(f"{source} holds no model that can be loaded ({brief(error)}): {_OTHER}") from error
+    processor = load_processor(source, config, _check_architecture(source, config), **options)
+    try:
         model, loading = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=precision, output_loading_info=True, **options
+            source, config=config, dtype=precision, output_loading_info=True, **options
         )
     except Exception as error:
-        raise HalfVError(f"{source} holds no model that can be loaded ({_brief(error)}): {_OTHER}") from error
+        raise HalfVError(f"{source} holds no model that can be loaded ({brief(error)}): {_OTHER}") from error
     if loading["missing_keys"]:
         raise HalfVError(
             f"{source} lacks {len(loading['missing_keys'])} weights, e.g. {sorted(loading['missing_keys'])[0]}: "
-            "download or save the checkpoint again."
+            "download or save the checkpoint again"
         )
-    try:
-        processor = AutoProcessor.from_pretrained(source, **options)
-    except Exception as error:
-        raise HalfVError(
-            f"{source} has no processor that can be loaded ({_brief(error)}): install what this names, "
-            "or save the processor next to the model."
-        ) from error
     return model.eval().to(place), processor
 
 
@@ -76,12 +83,13 @@ def locate(name: str | os.PathLike[str]) -> tuple[str, bool]:
     """
     text = os.fspath(name)
     if text.lower() not in KNOWN_MODELS and (Path(text).exists() or text.startswith((".", "/", "~"))):
-        return _folder(Path(text).expanduser()), True
+        return _folder(Path(os.path.expanduser(text))), True
     source = KNOWN_MODELS.get(text.lower(), text)
     if source.count("/") != 1:
         raise HalfVError(_unknown(text))
     try:
-        get_hf_file_metadata(hf_hub_url(source, "config.json"), timeout=PROBE_SECONDS)
+        with _silent("huggingface_hub"):
+            get_hf_file_metadata(hf_hub_url(source, "config.json"), timeout=PROBE_SECONDS)
         return source, False
     except GatedRepoError as error:
         raise HalfVError(f"{source} is gated: accept its terms on huggingface.co and run: hf auth login") from error
@@ -91,8 +99,8 @@ def locate(name: str | os.PathLike[str]) -> tuple[str, bool]:
         if isinstance(try_to_load_from_cache(source, "config.json"), str):
             return source, True
         raise HalfVError(
-            f"{source} is not on this machine and the hub cannot be reached ({_brief(error)}): "
-            "connect, or give the folder of a downloaded model."
+            f"{source} is not on this machine and the hub cannot be reached ({brief(error)}): "
+            "connect, or give the folder of a downloaded model"
         ) from error
 
 
@@ -101,21 +109,44 @@ def find_device(device: str | torch.device) -> torch.device:
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # "meta" exists everywhere, and computes nothing
         return torch.device(device)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        raise HalfVError(f"device '{device}' is not available here: choose auto, cpu or cuda (with a GPU).") from error
+        raise HalfVError(f"device '{device}' is not available here: choose auto, cpu or cuda (with a GPU)") from error
 
 
 def find_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
-    """A floating point type, or "auto"."""
+    """A floating point type that models run in, or "auto"."""
     found = getattr(torch, dtype, None) if isinstance(dtype, str) and dtype != "auto" else dtype
-    if found == "auto" or (isinstance(found, torch.dtype) and found.is_floating_point):
+    if found == "auto" or found in DTYPES:
         return found
-    raise HalfVError(f"dtype '{dtype}' is not known: choose auto, float32, bfloat16 or float16.")
+    raise HalfVError(f"dtype '{dtype}' is not known: choose auto, float32, bfloat16, float16 or float64")
 
 
-_OTHER = f"give a folder with a saved model, a hub id, or one of {', '.join(KNOWN_MODELS)}."
+_OTHER = f"give a folder with a saved model, a hub id, or one of {', '.join(KNOWN_MODELS)}"
+
+
+def _check_architecture(source: str, config: Any) -> str:
+    """The first supported class that a config names, by its list or else by its type."""
+    named = config.architectures or [MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(config.model_type)]
+    for architecture in named:
+        if architecture in FAMILIES:
+            return architecture
+    raise HalfVError(
+        f"{source} is a {named[0] or config.model_type}, which is not supported yet: give a {' or a '.join(FAMILIES)}"
+    )
+
+
+@contextmanager
+def _silent(name: str) -> Iterator[None]:
+    """Keep a library's logger still: what went wrong is told once, by us."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _folder(folder: Path) -> str:
@@ -130,9 +161,3 @@ def _unknown(name: str) -> str:
     close = difflib.get_close_matches(name.lower(), KNOWN_MODELS, n=1)
     guess = f"did you mean {close[0]}? Else " if close else ""
     return f"there is no model '{name}': {guess}{_OTHER}"
-
-
-def _brief(error: BaseException) -> str:
-    """The first line of a message, cut to a length that fits a sentence."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:160].rstrip(".:")

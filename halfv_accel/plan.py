@@ -12,7 +12,6 @@ L_IVR and L_SSR do in Table 9.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -23,24 +22,6 @@ from halfv_accel.strategies import AnchorCover, KeepNone, LastTokenAttention, St
 Then = Literal["drop", "freeze"]
 Fidelity = Literal["paper", "reference"]
 SSRMode = Literal["sparse", "freeze", "none"]
-
-
-def floor_share(count: int, ratio: float) -> int:
-    """floor(count * ratio), immune to binary fractions.
-
-    0.29 * 100 is 28.999999999999996 in floating point, and a plain floor would lose a token that the user asked for.
-    Rounding errors of such products stay below 1e-11 for any sequence that fits a machine, so 1e-9 tells them from a
-    real fraction.
-    """
-    return min(count, math.floor(count * ratio + 1e-9))
-
-
-def token_budget(count: int, retention: float) -> int:
-    """Visual tokens that a stage keeps: floor(count * retention) of the ORIGINAL count, at least one.
-
-    Zero only when the row has no visual token, or when the retention itself is zero.
-    """
-    return 0 if count == 0 or retention == 0 else max(1, floor_share(count, retention))
 
 
 @dataclass(frozen=True)
@@ -72,13 +53,13 @@ class Stage:
         if not isinstance(self.layer, int) or isinstance(self.layer, bool) or self.layer < 1:
             raise HalfVError(
                 f"stage '{self.name}' has layer {self.layer!r}: give a whole number of at least 1, "
-                "because tokens are scored with the layer before."
+                "because tokens are scored with the layer before"
             )
         if self.then not in ("drop", "freeze"):
-            raise HalfVError(f"stage '{self.name}' has then={self.then!r}: choose 'drop' or 'freeze'.")
+            raise HalfVError(f"stage '{self.name}' has then={self.then!r}: choose 'drop' or 'freeze'")
         least = "[0, 1]" if isinstance(self.strategy, KeepNone) else "(0, 1]"
         if not _is_ratio(self.retention, zero=least.startswith("[")):
-            raise HalfVError(f"stage '{self.name}' has retention {self.retention!r}: give a number in {least}.")
+            raise HalfVError(f"stage '{self.name}' has retention {self.retention!r}: give a number in {least}")
 
 
 @dataclass(frozen=True)
@@ -100,9 +81,9 @@ class Plan:
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
         if self.fidelity not in ("paper", "reference"):
-            raise HalfVError(f"fidelity is {self.fidelity!r}: choose 'paper' or 'reference'.")
+            raise HalfVError(f"fidelity is {self.fidelity!r}: choose 'paper' or 'reference'")
         if not self.stages:
-            raise HalfVError("the plan has no stage: give at least one, e.g. with halfv_plan(...).")
+            raise HalfVError("the plan has no stage: give at least one, e.g. with halfv_plan(...)")
         for before, after in pairwise(self.stages):
             _check_order(before, after)
 
@@ -112,7 +93,7 @@ class Plan:
             if stage.layer >= num_layers:
                 raise HalfVError(
                     f"stage '{stage.name}' acts on layer {stage.layer}, but the model has {num_layers} "
-                    f"layers: choose a layer from 1 to {num_layers - 1}."
+                    f"layers: choose a layer from 1 to {num_layers - 1}"
                 )
 
 
@@ -143,13 +124,13 @@ def halfv_plan(
     if ssr_mode == "none":
         return Plan((ivr,), fidelity)
     if ssr_mode not in ("sparse", "freeze"):
-        raise HalfVError(f"ssr_mode is {ssr_mode!r}: choose 'sparse', 'freeze' or 'none'.")
+        raise HalfVError(f"ssr_mode is {ssr_mode!r}: choose 'sparse', 'freeze' or 'none'")
     if ssr_layer is None:
-        raise HalfVError(f"ssr_mode '{ssr_mode}' needs ssr_layer: give the first layer of Stage III.")
+        raise HalfVError(f"ssr_mode '{ssr_mode}' needs ssr_layer: give the first layer of Stage III")
     if ssr_mode == "freeze":
         return Plan((ivr, Stage("ssr", ssr_layer, KeepNone(), 0.0, "freeze")), fidelity)
     if ssr_retention is None:
-        raise HalfVError("ssr_mode 'sparse' needs ssr_retention: give the share of visual tokens to keep, e.g. 0.05.")
+        raise HalfVError("ssr_mode 'sparse' needs ssr_retention: give the share of visual tokens to keep, e.g. 0.05")
     return Plan((ivr, Stage("ssr", ssr_layer, LastTokenAttention(rotary=True), ssr_retention)), fidelity)
 
 
@@ -162,11 +143,11 @@ def _check_order(before: Stage, after: Stage) -> None:
     """Stages run by ascending layer; only a freeze may share its layer with the stage before it."""
     if before.then == "freeze":
         raise HalfVError(
-            f"stage '{after.name}' follows '{before.name}', which freezes the visual tokens: make the freeze last."
+            f"stage '{after.name}' follows '{before.name}', which freezes the visual tokens: make the freeze last"
         )
     least = before.layer if after.then == "freeze" else before.layer + 1
     if after.layer < least:
         raise HalfVError(
             f"stage '{after.name}' ({after.then}) has layer {after.layer}, but '{before.name}' is at {before.layer}: "
-            f"choose a layer of at least {least}."
+            f"choose a layer of at least {least}"
         )

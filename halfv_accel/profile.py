@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from halfv_accel.errors import HalfVError
 from halfv_accel.files import write_atomically
 from halfv_accel.identity import ModelInfo, fingerprint, model_info
-from halfv_accel.plan import Plan, halfv_plan
+from halfv_accel.plan import Fidelity, Plan, SSRMode, halfv_plan
 
 __all__ = [
     "IVR",
@@ -35,6 +35,7 @@ SCHEMA_VERSION = "1.0"
 Ratio = Annotated[float, Field(gt=0, le=1)]
 Layer = Annotated[int, Field(ge=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Curve = Literal["visual", "text", "all"]
 
 
 class Document(BaseModel):
@@ -54,7 +55,7 @@ class IVR(Document):
 class SSR(Document):
     """Secondary saturation redundancy: what happens from the onset of Stage III (§3.3, step 2)."""
 
-    mode: Literal["sparse", "freeze", "none"]
+    mode: SSRMode
     layer: Layer | None = Field(default=None, description="L_SSR; absent only with mode 'none'.")
     retention: Ratio | None = Field(default=None, description="Visual tokens kept / all, for mode 'sparse'.")
 
@@ -66,7 +67,7 @@ class Calibration(Document):
     data_fingerprint: str
     samples: int = Field(ge=1)
     seed: int
-    fidelity: Literal["paper", "reference"] = "paper"
+    fidelity: Fidelity = "paper"
     versions: dict[str, str] = Field(default_factory=dict)
 
 
@@ -74,15 +75,26 @@ class Evidence(Document):
     """The measurements behind the choices."""
 
     k: int = Field(ge=1, description="Eigenvalues in the truncated matrix entropy.")
-    entropy: dict[Literal["visual", "text", "all"], list[Finite]] = Field(
-        description="Mean truncated matrix entropy before each layer and after the last, nats."
+    entropy: dict[Curve, list[Finite]] = Field(
+        description="Mean truncated matrix entropy before each layer and after the last, nats.",
+        json_schema_extra={"required": list(get_args(Curve))},
     )
     layer_kl: list[Finite] = Field(default_factory=list, description="Redundancy of each layer (Appendix F), nats.")
     choices: dict[str, str] = Field(default_factory=dict, description="Why each layer and mode was chosen.")
     agreement: Annotated[float, Field(ge=0, le=1)] | None = Field(
         default=None, description="Share of samples whose most likely next token the profile leaves unchanged."
     )
-    stable: bool = Field(default=True, description="Do the stages agree between halves of the samples?")
+    stable: bool = Field(
+        default=True, description="Does the curve show three stages? If not, the plan is a cautious fallback."
+    )
+
+    @field_validator("entropy")
+    @classmethod
+    def _has_all_curves(cls, entropy: dict[Curve, list[float]]) -> dict[Curve, list[float]]:
+        missing = [name for name in get_args(Curve) if name not in entropy]
+        if missing:
+            raise ValueError(f"the curve of {' and of '.join(missing)} is missing")
+        return entropy
 
 
 class Profile(Document):
@@ -174,18 +186,21 @@ _ANEW = "make it anew with: halfv calibrate --model ID"
 def _read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file, or one sentence about why there is none."""
     if path.is_dir():
-        raise HalfVError(f"{path} is a folder: give the profile.json in it.")
+        raise HalfVError(f"{path} is a folder: give the profile.json in it")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise HalfVError(f"{path} does not exist: make a profile with: halfv calibrate --model ID") from None
     except OSError as error:
-        raise HalfVError(f"{path} cannot be read ({error.strerror}): check its permissions.") from None
+        raise HalfVError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
     except UnicodeDecodeError:
-        raise HalfVError(f"{path} is not UTF-8 text: give a profile.json written by halfv calibrate.") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-        raise HalfVError(f"{path} is not complete JSON ({where}): {_ANEW}") from None
+        raise HalfVError(f"{path} is not UTF-8 text: give a profile.json written by halfv calibrate") from None
+    except json.JSONDecodeError as error:
+        raise HalfVError(f"{path} is not complete JSON (line {error.lineno}): {_ANEW}") from None
+    except RecursionError:
+        raise HalfVError(f"{path} is not complete JSON (nested too deeply): {_ANEW}") from None
+    except ValueError:  # Python reads no number of more than 4300 digits
+        raise HalfVError(f"{path} holds a number of thousands of digits: {_ANEW}") from None
     if not isinstance(raw, dict):
         raise HalfVError(f"{path} holds a JSON {type(raw).__name__} and not an object: {_ANEW}")
     return raw
@@ -197,7 +212,7 @@ def _check_version(path: object, version: object) -> None:
     if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
         raise HalfVError(
             f"{path} has schema version {version}, and this HalfV reads {SCHEMA_VERSION.split('.')[0]}.x: "
-            "install the HalfV that wrote it, or calibrate again."
+            "install the HalfV that wrote it, or calibrate again"
         )
 
 

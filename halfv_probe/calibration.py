@@ -16,8 +16,9 @@ import transformers
 from transformers import PreTrainedModel
 
 from halfv_accel import Profile, accelerate
+from halfv_accel.plan import Fidelity
 from halfv_accel.profile import IVR, SSR, Calibration, Evidence, model_info
-from halfv_probe.lifecycle import Fidelity, Lifecycle, measure_lifecycle
+from halfv_probe.lifecycle import Lifecycle, measure_lifecycle
 from halfv_probe.prompts import Prompts
 from halfv_probe.redundancy import layer_redundancy
 from halfv_probe.stages import Stages, detect_stages

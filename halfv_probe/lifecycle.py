@@ -16,12 +16,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from halfv_accel.adapters import family_of
+from halfv_accel.plan import Fidelity
 from halfv_probe.capture import watch_boundaries
 from halfv_probe.elbow import find_elbow
 from halfv_probe.entropy import truncated_entropy
 from halfv_probe.spectra import spectrum
 
-Fidelity = Literal["paper", "reference"]
 Group = Literal["visual", "text", "all"]
 GROUPS: tuple[Group, ...] = ("visual", "text", "all")
 REFERENCE_K = 50

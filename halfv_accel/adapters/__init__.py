@@ -27,8 +27,8 @@ def family_of(model: nn.Module) -> Family:
             return family
     raise HalfVError(
         f"{type(model).__name__} is not supported: give one of {', '.join(FAMILIES)}, "
-        "itself and not wrapped or compiled."
+        "itself and not wrapped or compiled"
     )
 
 
-__all__ = ["FAMILIES", "Family", "family_of"]
+__all__ = ["FAMILIES", "Family", "Llava", "Qwen2_5VL", "family_of"]

@@ -52,7 +52,7 @@ class Family:
         if unknown:
             raise HalfVError(
                 f"{self.architecture} with {', '.join(unknown)} in its language model is not supported: "
-                f"use a language model with {' or '.join(self.attention_classes)}."
+                f"use a language model with {' or '.join(self.attention_classes)}"
             )
 
     def core_arguments(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:

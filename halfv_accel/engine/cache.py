@@ -40,7 +40,7 @@ class ReducedLayer(DynamicLayer):
         if not self._expected:
             raise HalfVError(
                 "this cache was filled by an accelerated prefill: continue inside the same accelerate(...) block, "
-                "or start again with an empty cache."
+                "or start again with an empty cache"
             )
         self._expected = False
         return super().update(key_states, value_states, *args, **kwargs)
@@ -116,16 +116,16 @@ def why_not(cache: Any) -> str | None:
         return None
     plain = "use the default cache: leave out past_key_values and cache_implementation"
     if not isinstance(cache, Cache):
-        return f"past_key_values is a {type(cache).__name__}, which HalfV cannot reduce: {plain}."
+        return f"past_key_values is a {type(cache).__name__}, which HalfV cannot reduce: {plain}"
     if cache.is_compileable or getattr(cache, "offloading", False):
-        return f"a static or offloaded {type(cache).__name__} cannot hold fewer tokens in some layers: {plain}."
+        return f"a static or offloaded {type(cache).__name__} cannot hold fewer tokens in some layers: {plain}"
     kinds = [type(layer) for layer in cache.layers] + [getattr(cache, "layer_class_to_replicate", None)]
     other = {kind.__name__ for kind in kinds if kind is not None and kind not in (DynamicLayer, ReducedLayer)}
     if other:
-        return f"cache layers of type {', '.join(sorted(other))} (sliding or quantized) cannot be reduced: {plain}."
+        return f"cache layers of type {', '.join(sorted(other))} (sliding or quantized) cannot be reduced: {plain}"
     if cache.get_seq_length() > 0:
         return (
             f"the cache already holds {cache.get_seq_length()} tokens, and HalfV reduces a picture only at the start "
-            "of a sequence: pass the whole conversation with an empty cache."
+            "of a sequence: pass the whole conversation with an empty cache"
         )
     return None

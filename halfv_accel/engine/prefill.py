@@ -9,13 +9,14 @@ from torch import Tensor
 
 from halfv_accel.adapters import Family
 from halfv_accel.adapters.base import Rotary
+from halfv_accel.budget import token_budget
 from halfv_accel.engine.cache import KeysFirst, adopt
 from halfv_accel.engine.masks import prefill_mask
 from halfv_accel.engine.report import PrefillReport, StageReport, Stopwatch
 from halfv_accel.engine.rows import Rows
 from halfv_accel.engine.view import LayerInput, LayerView
 from halfv_accel.errors import HalfVError
-from halfv_accel.plan import Plan, Stage, token_budget
+from halfv_accel.plan import Plan, Stage
 
 
 class Prefill:
@@ -86,7 +87,7 @@ class Prefill:
     def _select(self, stage: Stage, here: LayerInput, candidates: Tensor, budget: list[int]) -> Tensor:
         """The strategy's choice among the candidates, in full-length positions: [B, S] bool."""
         if self._before is None:  # this layer's hooks ran without those of the layer before
-            raise HalfVError(f"layer {stage.layer - 1} was skipped: call the whole model, not single layers.")
+            raise HalfVError(f"layer {stage.layer - 1} was skipped: call the whole model, not single layers")
         visual = Rows.packed_left(candidates)
         scorer = self.family.layers[stage.layer - 1]
         view = LayerView(self.family, scorer, self._before, here, visual, self.last, self.plan.fidelity)
@@ -96,7 +97,7 @@ class Prefill:
         if not fits or bool((chosen & ~visual.present()).any() | (chosen.sum(1) != wanted).any()):
             raise HalfVError(
                 f"strategy {stage.strategy!r} did not choose {budget} of {self.counts} visual tokens: "
-                "return a bool mask [batch, visual] with exactly the budget in each row."
+                "return a bool mask [batch, visual] with exactly the budget in each row"
             )
         return torch.zeros_like(candidates).scatter(1, visual.index, chosen)
 
@@ -125,7 +126,7 @@ class Prefill:
 
     def _rows(self) -> tuple[Rows, Rows | None]:
         if self.queries is None:
-            raise HalfVError("no stage has run: call the whole model, not single layers.")
+            raise HalfVError("no stage has run: call the whole model, not single layers")
         return self.queries, self.frozen
 
 

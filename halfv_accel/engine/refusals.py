@@ -26,12 +26,12 @@ def check_model(family: Family) -> None:
     check_evaluating(model)
     check_attention(family)
     if getattr(model, "_compiled_call_impl", None) is not None:
-        raise HalfVError("the model is compiled, and a compiled forward cannot change its length: load it again.")
+        raise HalfVError("the model is compiled, and a compiled forward cannot change its length: load it again")
     devices = set((getattr(model, "hf_device_map", None) or {}).values())
     if len(devices) > 1:
         raise HalfVError(
             f"the model is spread over {', '.join(sorted(str(device) for device in devices))}: "
-            "load it on one device, e.g. with device_map='cuda:0'."
+            "load it on one device, e.g. with device_map='cuda:0'"
         )
     reason = why_not(DynamicCache(config=family.text.config))
     if reason is not None:
@@ -40,7 +40,7 @@ def check_model(family: Family) -> None:
 
 def check_evaluating(model: nn.Module) -> None:
     if model.training:
-        raise HalfVError("the model is in training mode, and HalfV reduces only inference: call model.eval() first.")
+        raise HalfVError("the model is in training mode, and HalfV reduces only inference: call model.eval() first")
 
 
 def check_attention(family: Family) -> None:
@@ -48,7 +48,7 @@ def check_attention(family: Family) -> None:
     if used not in ATTENTION:
         raise HalfVError(
             f"attention implementation '{used}' is not supported: "
-            "call model.set_attn_implementation('sdpa'), or 'eager'."
+            "call model.set_attn_implementation('sdpa'), or 'eager'"
         )
 
 
@@ -64,22 +64,22 @@ def check_generate(model: Any, args: tuple, kwargs: Mapping[str, Any]) -> None:
 
     if setting("use_cache") is False:
         raise HalfVError(
-            "generate(use_cache=False) would choose visual tokens anew for every generated token: leave use_cache on."
+            "generate(use_cache=False) would choose visual tokens anew for every generated token: leave use_cache on"
         )
     for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp"):
         if setting(name):
             raise HalfVError(
-                f"{name} guesses tokens ahead, and HalfV would take a guess for the end of the prompt: leave it out."
+                f"{name} guesses tokens ahead, and HalfV would take a guess for the end of the prompt: leave it out"
             )
     if setting("prefill_chunk_size") is not None:
         raise HalfVError(
             f"prefill_chunk_size={setting('prefill_chunk_size')} cuts the prompt, and HalfV needs all of it to choose "
-            "visual tokens: leave it out."
+            "visual tokens: leave it out"
         )
     if setting("cache_implementation") not in (None, "dynamic"):
         raise HalfVError(
             f"cache_implementation='{setting('cache_implementation')}' cannot hold fewer tokens in some layers: "
-            "leave it out."
+            "leave it out"
         )
 
 
@@ -90,7 +90,7 @@ def check_blind_embeddings(arguments: Mapping[str, Any]) -> None:
     if starts and arguments.get("input_ids") is None and arguments.get("inputs_embeds") is not None:
         raise HalfVError(
             "the prompt came as inputs_embeds, which do not say where the visual tokens are: "
-            "pass input_ids and pixel_values."
+            "pass input_ids and pixel_values"
         )
 
 
@@ -99,16 +99,16 @@ def check_prefill(family: Family, arguments: Mapping[str, Any]) -> None:
     check_evaluating(family.core)
     check_attention(family)
     if arguments.get("input_ids") is None:
-        raise HalfVError("the prompt came without input_ids, which say where the visual tokens are: pass them.")
+        raise HalfVError("the prompt came without input_ids, which say where the visual tokens are: pass them")
     if _asks(family, arguments, "output_attentions"):
         raise HalfVError(
             "output_attentions would return maps of different sizes for different layers: "
-            "leave it out, or call the model outside accelerate(...)."
+            "leave it out, or call the model outside accelerate(...)"
         )
     mask = arguments.get("attention_mask")
     if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
         raise HalfVError(
-            "attention_mask is not of shape [batch, sequence], and HalfV cannot tell padding from it: pass a 2-D mask."
+            "attention_mask is not of shape [batch, sequence], and HalfV cannot tell padding from it: pass a 2-D mask"
         )
     reason = why_not(arguments.get("past_key_values"))
     if reason is not None:
@@ -123,7 +123,7 @@ def check_prompt(visual: Tensor, last: Tensor) -> None:
         raise HalfVError(
             f"prompt {row} of the batch ends in a visual token, but its last token must be text: "
             "put the question after the picture, e.g. with processor.apply_chat_template(..., "
-            "add_generation_prompt=True)."
+            "add_generation_prompt=True)"
         )
 
 

@@ -62,7 +62,7 @@ def accelerate(model: nn.Module, plan: Plan | Profile | str | os.PathLike[str]) 
         plan.check(model)
         plan = plan.plan()
     if not isinstance(plan, Plan):
-        raise HalfVError(f"{type(plan).__name__} is not a plan: give a Plan, a Profile or the path of a profile.json.")
+        raise HalfVError(f"{type(plan).__name__} is not a plan: give a Plan, a Profile or the path of a profile.json")
     plan.check_depth(len(family.layers))
     refusals.check_model(family)
     return Run(family, plan)
@@ -84,13 +84,13 @@ class Run:
         self.remove()
 
     def __reduce__(self) -> Any:
-        raise HalfVError("an accelerated model cannot be copied or saved: leave the accelerate(...) block first.")
+        raise HalfVError("an accelerated model cannot be copied or saved: leave the accelerate(...) block first")
 
     def install(self) -> Run:
         """Put the hooks on; a half-finished installation unwinds."""
         core, model = self.family.core, self.family.model
         if any(isinstance(getattr(hook, "__self__", None), Run) for hook in core._forward_pre_hooks.values()):
-            raise HalfVError("the model is accelerated already: leave that block first, or put all stages in one Plan.")
+            raise HalfVError("the model is accelerated already: leave that block first, or put all stages in one Plan")
         with ExitStack() as stack:
             stack.callback(core.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
             stack.callback(core.register_forward_hook(self._end, always_call=True).remove)

@@ -1,7 +1,7 @@
-"""Which visual tokens stay. One file per strategy, one line per registration.
+"""Which visual tokens stay. One file per strategy, registered there under its name and imported here.
 
 A strategy is a frozen dataclass of its parameters with one method, `select(view, budget)`. It sees a `LayerView` and
-returns a mask; masks, caches and positions belong to the engine.
+returns a mask; masks, caches and positions belong to the engine. A second method, `flops`, counts what choosing costs.
 """
 
 from __future__ import annotations
@@ -9,19 +9,12 @@ from __future__ import annotations
 from halfv_accel.strategies.anchor_cover import AnchorCover
 from halfv_accel.strategies.keep_none import KeepNone
 from halfv_accel.strategies.last_token_attention import LastTokenAttention
-from halfv_accel.strategies.registry import Strategy, StrategyRegistry, View
-
-STRATEGIES = StrategyRegistry()
-register = STRATEGIES.register
-resolve = STRATEGIES.resolve
-
-register("anchor_cover", AnchorCover)
-register("last_token_attention", LastTokenAttention)
-register("keep_none", KeepNone)
+from halfv_accel.strategies.registry import STRATEGIES, Counted, Strategy, View, register, resolve
 
 __all__ = [
     "STRATEGIES",
     "AnchorCover",
+    "Counted",
     "KeepNone",
     "LastTokenAttention",
     "Strategy",

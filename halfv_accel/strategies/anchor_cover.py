@@ -16,13 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from halfv_accel.budget import floor_share
+from halfv_accel.decoder import Decoder
 from halfv_accel.errors import HalfVError
 from halfv_accel.strategies.ranking import top_k_mask
-from halfv_accel.strategies.registry import View
+from halfv_accel.strategies.registry import View, register
 
 TABLE_LIMIT = 8192  # above this many tokens, a table of all cosines (4 V^2 bytes a row) costs more than it saves
 
 
+@register("anchor_cover")
 @dataclass(frozen=True)
 class AnchorCover:
     """Semantic anchors, then farthest points.
@@ -38,14 +41,18 @@ class AnchorCover:
 
     def __post_init__(self) -> None:
         if isinstance(self.anchor_ratio, bool) or not isinstance(self.anchor_ratio, (int, float)):
-            raise HalfVError(f"anchor_ratio is {self.anchor_ratio!r}: give a number in [0, 1].")
+            raise HalfVError(f"anchor_ratio is {self.anchor_ratio!r}: give a number in [0, 1]")
         if not 0 <= self.anchor_ratio <= 1:
-            raise HalfVError(f"anchor_ratio is {self.anchor_ratio!r}: give a number in [0, 1].")
+            raise HalfVError(f"anchor_ratio is {self.anchor_ratio!r}: give a number in [0, 1]")
 
     def select(self, view: View, budget: Tensor) -> Tensor:
-        anchors = torch.floor(budget.double() * self.anchor_ratio + 1e-9).long()  # see plan.floor_share
+        anchors = torch.floor(budget.double() * self.anchor_ratio + 1e-9).long()  # see floor_share
         scores = view.last_token_scores(rotary=False)
         return farthest_points(view.states, view.present, top_k_mask(scores, view.present, anchors), budget)
+
+    def flops(self, decoder: Decoder, candidates: int, kept: int) -> int:
+        cosines = candidates * (candidates + floor_share(kept, self.anchor_ratio))
+        return decoder.last_token_flops(candidates) + 2 * cosines * decoder.hidden
 
 
 def farthest_points(states: Tensor, present: Tensor, anchors: Tensor, budget: Tensor) -> Tensor:

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from halfv_accel.decoder import Decoder
 from halfv_accel.strategies.ranking import top_k_mask
-from halfv_accel.strategies.registry import View
+from halfv_accel.strategies.registry import View, register
 
 
+@register("last_token_attention")
 @dataclass(frozen=True)
 class LastTokenAttention:
     """Keep the visual tokens that the last text token attends to most.
@@ -28,3 +30,6 @@ class LastTokenAttention:
 
     def select(self, view: View, budget: Tensor) -> Tensor:
         return top_k_mask(view.last_token_scores(rotary=self.rotary), view.present, budget)
+
+    def flops(self, decoder: Decoder, candidates: int, kept: int) -> int:
+        return decoder.last_token_flops(candidates)

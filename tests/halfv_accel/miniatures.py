@@ -38,6 +38,8 @@ def widen(model):
 class Miniature:
     """One family: `model(attention)`, `prompt(...)`, `batch(prompts)`."""
 
+    image = IMAGE
+
     def __init__(self):
         self._built = {}
 

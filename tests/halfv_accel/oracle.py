@@ -12,14 +12,13 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .miniatures import IMAGE
-
 
 @torch.no_grad()
 def run(miniature, prompt, plan, new_tokens=0):
     """Logits [S, V] of the prompt, greedy tokens, logits at each of them, and the visual positions kept by each stage.
 
-    `plan` is a dict: ivr=(layer, kept, anchors), and optionally sparse=(layer, kept) or freeze=layer, in token counts.
+    `plan` is a dict: ivr=(layer, kept, anchors), and optionally sparse=(layer, kept) or freeze=layer, in token counts;
+    with reference=True, scores lack 1/sqrt(d) and farthest points are sought among normed states.
     """
     generated, steps, first, kept = [], [], None, None
     for _ in range(new_tokens + 1):
@@ -34,16 +33,17 @@ def forward(miniature, prompt, generated, plan):
     model = miniature.model("eager")
     text, length = model.model.language_model, len(prompt["ids"])
     hidden, rotary = embed(miniature, model, prompt, generated)
-    visual = [position for position, token in enumerate(prompt["ids"]) if token == IMAGE]
+    visual = [position for position, token in enumerate(prompt["ids"]) if token == miniature.image]
+    reference = plan.get("reference", False)
     alive, frozen, kept, before = list(visual), [], [], None
     for index, layer in enumerate(text.layers):
         if index == plan["ivr"][0] and visual:
             _, count, anchors = plan["ivr"]
-            score = scores(text.layers[index - 1], before, None, length - 1, alive)
-            alive = farthest(text, hidden, alive, score, min(count, len(alive)), anchors, plan.get("reference"))
+            score = scores(text.layers[index - 1], before, None, length - 1, alive, reference)
+            alive = farthest(text, hidden, alive, score, min(count, len(alive)), anchors, reference)
             kept.append(sorted(alive))
         if "sparse" in plan and index == plan["sparse"][0] and visual:
-            score = scores(text.layers[index - 1], before, rotary, length - 1, alive)
+            score = scores(text.layers[index - 1], before, rotary, length - 1, alive, reference)
             alive = sorted(sorted(alive, key=lambda p: -score[p])[: plan["sparse"][1]])
             kept.append(alive)
         if index == plan.get("freeze") and visual:
@@ -58,7 +58,7 @@ def forward(miniature, prompt, generated, plan):
 def embed(miniature, model, prompt, generated):
     """Input embeddings with visual features in place, and position embeddings."""
     ids = torch.tensor([prompt["ids"] + generated])
-    placeholders = (ids == IMAGE) & (torch.arange(ids.shape[1]) < len(prompt["ids"]))
+    placeholders = (ids == miniature.image) & (torch.arange(ids.shape[1]) < len(prompt["ids"]))
     inputs = miniature.features([prompt], torch.where(placeholders, ids, 5))
     states = model.get_input_embeddings()(ids)
     if "pixel_values" in inputs:
@@ -68,7 +68,7 @@ def embed(miniature, model, prompt, generated):
     positions = torch.arange(ids.shape[1])[None]
     if "image_grid_thw" in inputs:
         kinds = placeholders.long()
-        ids = torch.where(placeholders | (ids != IMAGE), ids, 5)
+        ids = torch.where(placeholders | (ids != miniature.image), ids, 5)
         positions, _ = model.model.get_rope_index(ids, mm_token_type_ids=kinds, image_grid_thw=inputs["image_grid_thw"])
     elif miniature.name.startswith("qwen"):
         positions = positions.expand(3, 1, -1)
@@ -84,8 +84,8 @@ def hide(visual, alive, length):
     return mask[None, None]
 
 
-def scores(layer, states, rotary, last, candidates):
-    """Mean over heads of softmax(q k / sqrt(d)) of the last text token over the candidates, by position."""
+def scores(layer, states, rotary, last, candidates, reference):
+    """Mean over heads of softmax(q k / sqrt(d)), for reference softmax(q k), of the last text token, by position."""
     attention = layer.self_attn
     states = layer.input_layernorm(states)[0]
     size = attention.head_dim
@@ -99,7 +99,7 @@ def scores(layer, states, rotary, last, candidates):
             q, k = query[head], keys[position, group]
             if rotary is not None:
                 q, k = rotate(q, rotary, last), rotate(k, rotary, position)
-            products.append(float(q @ k) / math.sqrt(size))
+            products.append(float(q @ k) / (1.0 if reference else math.sqrt(size)))
         top = max(products)
         weights = [math.exp(product - top) for product in products]
         for position, weight in zip(candidates, weights, strict=True):
@@ -117,8 +117,9 @@ def farthest(text, hidden, candidates, score, count, anchors, reference):
     """Eq. 5, word by word: the candidate whose nearest chosen token is farthest away."""
     states = text.norm(hidden) if reference else hidden
     unit = {p: states[0, p].double() / states[0, p].double().norm() for p in candidates}
+    distance = {p: {c: float((unit[p] - unit[c]).norm()) for c in candidates} for p in candidates}
     chosen = sorted(candidates, key=lambda p: -score[p])[:anchors] or [candidates[0]]
     while len(chosen) < count:
         rest = [p for p in candidates if p not in chosen]
-        chosen.append(max(rest, key=lambda p: min(float((unit[p] - unit[c]).norm()) for c in chosen)))
+        chosen.append(max(rest, key=lambda p: min(distance[p][c] for c in chosen)))
     return sorted(chosen[:count])

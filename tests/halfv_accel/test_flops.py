@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from halfv_accel import accelerate, halfv_plan, paper_flops, prefill_flops
+from halfv_accel import Plan, Stage, accelerate, halfv_plan, paper_flops, prefill_flops
 from halfv_accel.flops import Decoder, selection_flops
 
 from .miniatures import VOCABULARY, WIDTH
+from .refusing import refusal
 
 sizes = st.builds(
     Decoder,
@@ -85,6 +86,22 @@ def test_the_counter_inside_torch_agrees_to_the_last_operation(mini, plan):
     config, plan = model.config, PLANS[plan]
     saved = prefill_flops(config, visual, text) - prefill_flops(config, visual, text, plan)
     assert plain - reduced == saved - selection_flops(config, visual, plan)
+
+
+def test_a_strategy_counts_its_own_operations_or_is_refused(mini):
+    class Silent:
+        def select(self, view, budget):
+            raise AssertionError("counting chooses nothing")
+
+    class Counting(Silent):
+        def flops(self, decoder, candidates, kept):
+            return 1000 * candidates + kept
+
+    config = mini.build().config
+    refusal(lambda: selection_flops(config, 100, Plan((Stage("mine", 1, Silent(), 0.5),))), "Silent.*give it flops")
+    assert selection_flops(config, 100, Plan((Stage("mine", 1, Silent(), 1.0),))) == 0  # it is never asked
+    stages = Stage("mine", 1, Counting(), 0.5), Stage("again", 2, Counting(), 0.1)
+    assert selection_flops(config, 100, Plan(stages)) == 100_050 + 50_010
 
 
 def test_text_only_agrees_absolutely(mini):

@@ -1,6 +1,7 @@
 """Loading fails in one line, whatever is wrong."""
 
 import json
+import logging
 import shutil
 
 import pytest
@@ -8,10 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import halfv_accel.models as models
-from halfv_accel import KNOWN_MODELS, HalfVError, load_model
+from halfv_accel import KNOWN_MODELS, accelerate, halfv_plan, load_model
 from tiny_vlm.llava import TinyLlava
 
 from .miniatures import MiniLlava
+from .refusing import refusal
 
 
 @pytest.fixture(scope="module")
@@ -20,12 +22,6 @@ def saved(tmp_path_factory):
     MiniLlava().model().save_pretrained(folder)
     TinyLlava().processor().save_pretrained(folder)
     return folder
-
-
-def refusal(action, pattern):
-    with pytest.raises(HalfVError, match=pattern) as caught:
-        action()
-    assert "\n" not in str(caught.value)
 
 
 def test_a_saved_folder_comes_back_ready(saved):
@@ -43,9 +39,8 @@ def test_folders_that_hold_no_model(saved, tmp_path):
     refusal(lambda: load_model("./nowhere"), "is not a folder")
     (tmp_path / "config.json").write_text("{oops")
     refusal(lambda: load_model(tmp_path), "no model that can be loaded")
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    refusal(lambda: load_model(tmp_path), "no model that can be loaded")
-    shutil.copy(saved / "config.json", tmp_path)
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").unlink()
     refusal(lambda: load_model(tmp_path), "no model that can be loaded.*model.safetensors")
     (tmp_path / "model.safetensors").write_bytes(b"xx")
     refusal(lambda: load_model(tmp_path), "no model that can be loaded")
@@ -56,12 +51,37 @@ def test_a_checkpoint_with_a_missing_weight(saved, tmp_path):
     weights = load_file(saved / "model.safetensors")
     weights.pop(next(name for name in weights if "up_proj" in name))
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    TinyLlava().processor().save_pretrained(tmp_path)
     refusal(lambda: load_model(tmp_path), "lacks 1 weights.*up_proj")
 
 
 def test_a_folder_without_processor(tmp_path):
     MiniLlava().model().save_pretrained(tmp_path)
     refusal(lambda: load_model(tmp_path), "no processor")
+
+
+UNSUPPORTED = [
+    (dict(model_type="qwen2_vl", architectures=["Qwen2VLForConditionalGeneration"]), "Qwen2VLForConditionalGeneration"),
+    (dict(model_type="qwen2_vl"), "Qwen2VLForConditionalGeneration"),
+    (dict(model_type="bert"), "bert"),
+]
+
+
+@pytest.mark.parametrize(("config", "called"), UNSUPPORTED)
+def test_an_unsupported_architecture_is_refused_before_its_weights_are_read(tmp_path, monkeypatch, config, called):
+    def read(*_, **__):
+        pytest.fail("the weights or the processor were read")
+
+    monkeypatch.setattr(models.AutoModelForImageTextToText, "from_pretrained", read)
+    monkeypatch.setattr(models, "load_processor", read)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    refusal(lambda: load_model(tmp_path), f"is a {called}, which is not supported yet: give a LlavaFor.* or a Qwen2_5")
+
+
+def test_the_processor_is_loaded_before_the_weights(saved, tmp_path):
+    """A small file that is missing shows before gigabytes are read."""
+    shutil.copy(saved / "config.json", tmp_path)
+    refusal(lambda: load_model(tmp_path), "no processor that can be loaded.*save the processor")
 
 
 def test_names(monkeypatch):
@@ -88,11 +108,36 @@ def test_without_a_network_it_asks_once(monkeypatch, problem):
     assert models.locate("some/model") == ("some/model", True)
 
 
-@pytest.mark.parametrize("device", ["banana", "cuda:99", "", "meta:x"])
+def test_the_hub_s_own_warnings_stay_out_of_sight(monkeypatch, caplog):
+    logger = logging.getLogger("huggingface_hub.utils._http")
+
+    def probe(url, timeout):
+        logger.warning("'no route' thrown while requesting HEAD")
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "propagate", True)
+    monkeypatch.setattr(models, "get_hf_file_metadata", probe)
+    refusal(lambda: load_model("no/such"), "cannot be reached")
+    assert caplog.records == []
+    logger.warning("heard again")
+    assert [record.message for record in caplog.records] == ["heard again"]
+
+
+@pytest.mark.parametrize("device", ["banana", "cuda:99", "", "meta", "meta:x", torch.device("meta")])
 def test_devices(saved, device):
     refusal(lambda: load_model(saved, device=device), "is not available here")
 
 
-@pytest.mark.parametrize("dtype", ["int8", "banana", "", None, torch.int8, "nn"])
+@pytest.mark.parametrize("dtype", ["int8", "banana", "", None, torch.int8, "nn", "float8_e4m3fn", "complex64"])
 def test_dtypes(saved, dtype):
     refusal(lambda: load_model(saved, dtype=dtype), "is not known")
+
+
+@pytest.mark.parametrize("dtype", models.DTYPES)
+def test_models_run_accelerated_in_every_dtype(mini, dtype):
+    model, inputs = mini.build().eval().to(dtype), mini.batch([mini.prompt(0)])
+    plan = halfv_plan(ivr_layer=2, ivr_retention=0.5, ssr_mode="freeze", ssr_layer=4)
+    with torch.no_grad(), accelerate(model, plan):
+        logits = model(**inputs).logits
+    assert logits.dtype == dtype
+    assert torch.isfinite(logits).all()

@@ -39,7 +39,7 @@ def counts(plan, visual):
 
 
 def expected(mini, prompts, plan, new_tokens=NEW_TOKENS):
-    visual = [prompt["ids"].count(oracle.IMAGE) for prompt in prompts]
+    visual = [prompt["ids"].count(mini.image) for prompt in prompts]
     return [oracle.run(mini, prompt, counts(plan, n), new_tokens) for prompt, n in zip(prompts, visual, strict=True)]
 
 
@@ -78,20 +78,30 @@ def test_forward_gives_all_text_logits(mini, attention, plan, use_cache, side):
     assert logits.shape[:2] == inputs["input_ids"].shape
     for row, (wanted, *_) in enumerate(expected(mini, prompts, PLANS[plan], 0)):
         offset = logits.shape[1] - len(wanted) if side == "left" else 0
-        text = torch.tensor([token != oracle.IMAGE for token in prompts[row]["ids"]])
+        text = torch.tensor([token != mini.image for token in prompts[row]["ids"]])
         mine = logits[row, offset : offset + len(wanted)]
         torch.testing.assert_close(mine[text], wanted[text], rtol=0, atol=TOLERANCE)
 
 
-def test_reference_fidelity_samples_normed_states(mini):
-    plan = dict(
-        ivr_layer=2, ivr_retention=0.4, anchor_ratio=0.01, fidelity="reference"
-    )  # no anchors: only states count
-    prompt = mini.prompt(3)
-    model = mini.model()
-    with torch.no_grad(), accelerate(model, halfv_plan(**plan)) as run:
-        model(**mini.batch([prompt]))
-    assert kept_positions(run.last.kept, 0, 0) == expected(mini, [prompt], plan, 0)[0][3]
+REFERENCE = {
+    "states": dict(PLANS["prune, no anchors"], ivr_layer=5, ivr_retention=0.6),  # no anchors: only states count
+    "anchors": dict(PLANS["prune"], anchor_ratio=1.0),  # only scores without 1/sqrt(d) count
+    "both": PLANS["prune"],
+    "sparse": PLANS["sparse"],
+}
+
+
+@pytest.mark.parametrize("plan", REFERENCE)
+def test_reference_fidelity_equals_the_reference_oracle(mini, plan):
+    prompts = [mini.prompt(seed) for seed in range(6)]
+    kept = {}
+    for fidelity in ("paper", "reference"):
+        options = dict(REFERENCE[plan], fidelity=fidelity)
+        with torch.no_grad(), accelerate(mini.model(), halfv_plan(**options)) as run:
+            mini.model()(**mini.batch(prompts))
+        kept[fidelity] = [kept_positions(run.last.kept, row, 0) for row in range(len(prompts))]
+        assert kept[fidelity] == [wanted for *_, wanted in expected(mini, prompts, options, 0)]
+    assert kept["paper"] != kept["reference"]  # or the comparison would show nothing
 
 
 @pytest.mark.parametrize("options", [dict(num_beams=3), dict(num_beams=2, num_return_sequences=2)])
@@ -107,15 +117,23 @@ def test_beams_of_a_ragged_batch_equal_beams_row_by_row(mini, options):
             assert torch.equal(together[row * returned : (row + 1) * returned], alone)
 
 
-def test_sampling_is_that_of_the_same_logits(mini):
-    """With one seed, sampling from an accelerated ragged batch repeats itself."""
-    model, inputs = mini.model(), mini.batch([mini.prompt(1), mini.prompt(2, 2)])
-    drawn = []
-    with accelerate(model, halfv_plan(**PLANS["sparse"])):
-        for _ in range(2):
-            torch.manual_seed(7)
-            drawn.append(model.generate(**inputs, max_new_tokens=6, do_sample=True))
-    assert torch.equal(*drawn)
+@pytest.mark.parametrize("plan", ["sparse", "freeze"])
+def test_sampling_is_that_of_the_same_logits(mini, plan):
+    """Tokens sampled from a ragged batch: each row alone, led along the same tokens, has the same logits."""
+    model, prompts = mini.model(), [mini.prompt(1), mini.prompt(2, 2)]
+    options = dict(max_new_tokens=6, do_sample=True, output_logits=True, return_dict_in_generate=True)
+    with accelerate(model, halfv_plan(**PLANS[plan])):
+        torch.manual_seed(7)
+        together = model.generate(**mini.batch(prompts), **options)
+        for row, prompt in enumerate(prompts):
+            drawn = together.sequences[row, -6:].tolist()
+            lead = dict(enumerate(drawn, len(prompt["ids"])))  # by the length of the sequence so far
+            alone = model.generate(
+                **mini.batch([prompt]), **options, prefix_allowed_tokens_fn=lambda _, ids, lead=lead: [lead[len(ids)]]
+            )
+            assert alone.sequences[0, -6:].tolist() == drawn
+            for mine, wanted in zip(together.logits, alone.logits, strict=True):
+                torch.testing.assert_close(mine[row], wanted[0], rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("plan", ["prune", "freeze"])

@@ -8,13 +8,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from halfv_accel import HalfVError, Profile, accelerate
+from halfv_accel import Plan, Profile, Stage, accelerate
 from halfv_accel.profile import IVR, SSR, Calibration, Evidence, fingerprint, json_schema, model_info
+from halfv_accel.strategies import AnchorCover, KeepNone, LastTokenAttention
 
 from .miniatures import MiniLlava, MiniQwen
+from .refusing import refusal
 
 text = st.text(max_size=12)
 ratios = st.floats(0.001, 1)
+fidelities = st.sampled_from(["paper", "reference"])
 
 
 @st.composite
@@ -32,14 +35,22 @@ def profiles(draw):
             layer=None if mode == "none" else draw(st.integers(ivr + 1, depth - 1)),
             retention=draw(ratios) if mode == "sparse" else None,
         ),
-        calibration=Calibration(data=draw(text), data_fingerprint="f", samples=100, seed=draw(st.integers(0, 9))),
-        evidence=Evidence(k=10, entropy={"visual": draw(curve)}, choices={"ivr": draw(text)}),
+        calibration=Calibration(
+            data=draw(text), data_fingerprint="f", samples=100, seed=draw(st.integers(0, 9)), fidelity=draw(fidelities)
+        ),
+        evidence=Evidence(
+            k=10, entropy={name: draw(curve) for name in ("visual", "text", "all")}, choices={"ivr": draw(text)}
+        ),
     )
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("profiles")
+
+
+def curves(**changed):
+    return {"visual": [1.0] * 7, "text": [2.0] * 7, "all": [3.0] * 7, **changed}
 
 
 @pytest.fixture
@@ -51,7 +62,7 @@ def document():
         ivr=dict(layer=2, retention=0.25, anchor_ratio=0.1),
         ssr=dict(mode="sparse", layer=4, retention=0.05),
         calibration=dict(data="d", data_fingerprint="f", samples=100, seed=0, fidelity="paper", versions={}),
-        evidence=dict(k=10, entropy={"visual": [1.0] * 7}, layer_kl=[0.1] * 6, choices={}, stable=True),
+        evidence=dict(k=10, entropy=curves(), layer_kl=[0.1] * 6, choices={}, stable=True),
     )
 
 
@@ -59,12 +70,6 @@ def load(folder, content):
     path = folder / "profile.json"
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     return Profile.load(path)
-
-
-def refusal(action, pattern):
-    with pytest.raises(HalfVError, match=pattern) as caught:
-        action()
-    assert "\n" not in str(caught.value)
 
 
 @given(profile=profiles())
@@ -79,10 +84,13 @@ def test_a_saved_profile_is_read_back_equal(folder, profile):
 
 @given(profile=profiles())
 def test_the_plan_has_the_profile_s_numbers(profile):
-    stages = profile.plan().stages
-    assert stages[0].layer == profile.ivr.layer
-    assert stages[0].retention == profile.ivr.retention
-    assert len(stages) == (1 if profile.ssr.mode == "none" else 2)
+    plan, ivr, ssr = profile.plan(), profile.ivr, profile.ssr
+    stages = [Stage("ivr", ivr.layer, AnchorCover(ivr.anchor_ratio), ivr.retention, "drop")]
+    if ssr.mode == "sparse":
+        stages.append(Stage("ssr", ssr.layer, LastTokenAttention(rotary=True), ssr.retention, "drop"))
+    if ssr.mode == "freeze":
+        stages.append(Stage("ssr", ssr.layer, KeepNone(), 0.0, "freeze"))
+    assert plan == Plan(tuple(stages), profile.calibration.fidelity)
 
 
 FILES = [
@@ -90,6 +98,7 @@ FILES = [
     (b'{"schema_version": "1.0", "mod', "not complete JSON"),
     (b"\x89PNG\xff\xfe", "not UTF-8"),
     (b"[" * 100_000, "not complete JSON"),
+    (b'{"schema_version": ' + b"1" * 5000 + b"}", "number of thousands of digits.*halfv calibrate"),
     ([1], "JSON list"),
     ("text", "JSON str"),
     ({}, "no schema_version"),
@@ -123,9 +132,16 @@ CHANGES = [
     ("model", "num_layers", None, r"model\.num_layers"),
     ("calibration", "samples", 0, r"calibration\.samples"),
     ("calibration", "fidelity", "exact", r"calibration\.fidelity"),
-    ("evidence", "entropy", {"visual": [1.0]}, "1 values, but 6 layers need 7"),
-    ("evidence", "entropy", {"sound": [1.0]}, r"evidence\.entropy"),
-    ("evidence", "entropy", {"visual": [float("inf")] * 7}, r"evidence\.entropy"),
+    ("evidence", "entropy", curves(text=[1.0]), r"evidence\.entropy\.text has 1 values, but 6 layers need 7"),
+    ("evidence", "entropy", curves(sound=[1.0] * 7), r"evidence\.entropy\.sound"),
+    ("evidence", "entropy", curves(all=[float("inf")] * 7), r"evidence\.entropy\.all"),
+    ("evidence", "entropy", {"all": [1.0] * 7}, r"evidence\.entropy: the curve of visual and of text is missing"),
+    (
+        "evidence",
+        "entropy",
+        {"visual": [1.0] * 7, "text": [1.0] * 7},
+        r"evidence\.entropy: the curve of all is missing",
+    ),
     ("evidence", "layer_kl", [1.0], "layer_kl has 1 values"),
 ]
 

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,18 +11,13 @@ from torch import nn
 from transformers import BertConfig, BertModel, DynamicCache, GenerationConfig, StaticCache
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
-from halfv_accel import HalfVError, Plan, Stage, accelerate, halfv_plan
-from halfv_accel.strategies import register
+from halfv_accel import HalfVError, Plan, Stage, accelerate, halfv_plan, strategies
+from halfv_accel.strategies import STRATEGIES, register
 
 from .miniatures import MiniLlava, widen
+from .refusing import refusal
 
 PLAN = halfv_plan(ivr_layer=2, ivr_retention=0.5)
-
-
-def refusal(action, pattern):
-    with pytest.raises(HalfVError, match=pattern) as caught:
-        action()
-    assert "\n" not in str(caught.value)
 
 
 def untouched_forward(model, monkeypatch):
@@ -208,6 +205,24 @@ def test_registration():
     class NotData:
         def select(self, view, budget): ...
 
-    refusal(lambda: register("Not Snake", NotData), "snake_case")
-    refusal(lambda: register("anchor_cover", NotData), "registered already")
-    refusal(lambda: register("not_data", NotData), "frozen dataclass")
+    refusal(lambda: register("Not Snake")(NotData), "snake_case")
+    refusal(lambda: register("anchor_cover")(NotData), "registered already")
+    refusal(lambda: register("not_data")(NotData), "frozen dataclass")
+
+
+def test_a_registered_class_is_found_by_its_name_and_is_itself(monkeypatch):
+    monkeypatch.setattr(STRATEGIES, "_classes", dict(STRATEGIES._classes))
+
+    @dataclass(frozen=True)
+    class First:
+        def select(self, view, budget):
+            return view.present
+
+    assert register("first")(First) is First
+    assert Stage("mine", 1, "first", 0.5).strategy == First()
+
+
+def test_every_strategy_of_the_package_is_registered_in_its_own_file():
+    files = {path.stem for path in Path(strategies.__file__).parent.glob("*.py")}
+    assert set(STRATEGIES) == files - {"__init__", "ranking", "registry"}
+    assert all(STRATEGIES._classes[name].__module__ == f"halfv_accel.strategies.{name}" for name in STRATEGIES)

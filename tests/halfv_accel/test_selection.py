@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from halfv_accel.budget import floor_share, token_budget
 from halfv_accel.engine.rows import Rows
-from halfv_accel.plan import floor_share, token_budget
 from halfv_accel.strategies import anchor_cover
 from halfv_accel.strategies.anchor_cover import AnchorCover, farthest_points
 from halfv_accel.strategies.ranking import top_k_mask

@@ -2,6 +2,8 @@
 
 import io
 import json
+import logging
+import re
 
 import datasets
 import huggingface_hub
@@ -11,6 +13,7 @@ from hypothesis.strategies import dictionaries, integers, none, recursive, text
 from PIL import Image
 
 from halfv_data import DataError, Sample, load_samples, open_image, scenes, shipped_question
+from halfv_data.load import PROBE_SECONDS
 
 DRAWN = list(scenes(6, seed=7))
 
@@ -134,6 +137,7 @@ def test_a_dataset_of_several_splits_prefers_validation_to_training(monkeypatch)
 
     opened = datasets.DatasetDict({"train": split("train", DRAWN[:2]), "validation": split("validation", DRAWN[2:3])})
     monkeypatch.setattr(datasets, "load_dataset", lambda name: opened)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: None)
     assert [s.question for s in load_samples("someone/something")] == [DRAWN[2].question]
 
 
@@ -276,6 +280,83 @@ def test_a_hub_name_without_network(monkeypatch):
         load_samples("no/such")
 
 
+def asked_of_the_hub(monkeypatch, problem=None):
+    """Answer the one request for a dataset, and count it; nothing else may reach ``datasets``."""
+    asked, opened = [], []
+
+    def probe(url, timeout):
+        asked.append((url, timeout))
+        logging.getLogger("huggingface_hub.utils._http").warning("thrown while requesting HEAD")
+        if problem is not None:
+            raise problem
+
+    def load_dataset(name):
+        opened.append(name)
+        logging.getLogger("datasets.load").warning("Using the latest cached version")
+        raise FileNotFoundError(f"no {name}")
+
+    for library in ("huggingface_hub", "datasets"):
+        monkeypatch.setattr(logging.getLogger(library), "propagate", True)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", probe)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return asked, opened
+
+
+@pytest.mark.parametrize("name", ["squad", "no/such"])
+@pytest.mark.parametrize("problem", [ConnectionError("no route"), TimeoutError("timed out")])
+def test_without_a_network_the_hub_is_asked_once_and_in_silence(monkeypatch, caplog, name, problem):
+    asked, opened = asked_of_the_hub(monkeypatch, problem)
+    with pytest.raises(DataError, match=f"{name} could not be opened as a dataset .*{problem}"):
+        load_samples(name)
+    assert asked == [(f"https://huggingface.co/datasets/{name}/resolve/main/README.md", PROBE_SECONDS)]
+    assert opened == []
+    assert caplog.records == []
+
+
+def test_without_a_network_a_cached_dataset_is_opened(monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    (tmp_path / "some___pretty_pictures").mkdir()
+    _, opened = asked_of_the_hub(monkeypatch, ConnectionError("no route"))
+    with pytest.raises(DataError, match="FileNotFoundError"):
+        load_samples("some/PrettyPictures")
+    assert opened == ["some/PrettyPictures"]
+    assert caplog.records == []
+
+
+def hub_error(kind):
+    answer = type("Answer", (), dict(headers={}, request=None, status_code=404, text="", history=[]))()
+    return kind("nothing", response=answer)
+
+
+@pytest.mark.parametrize(
+    ("kind", "complaint"),
+    [
+        ("RepositoryNotFoundError", "is neither a path here nor a dataset on the hub"),
+        ("GatedRepoError", "hf auth login"),
+    ],
+)
+def test_what_the_hub_says_of_a_name(monkeypatch, kind, complaint):
+    _, opened = asked_of_the_hub(monkeypatch, hub_error(getattr(huggingface_hub.errors, kind)))
+    with pytest.raises(DataError, match=f"bananas .*{complaint}"):
+        load_samples("bananas")
+    assert opened == []
+
+
+def test_a_dataset_without_a_readme_is_opened(monkeypatch):
+    _, opened = asked_of_the_hub(monkeypatch, hub_error(huggingface_hub.errors.RemoteEntryNotFoundError))
+    with pytest.raises(DataError, match="no bananas"):
+        load_samples("bananas")
+    assert opened == ["bananas"]
+
+
+@pytest.mark.parametrize("name", ["my pictures", "a/b/c", "what?"])
+def test_a_name_that_no_dataset_can_have_is_refused_at_once(monkeypatch, name):
+    asked, _ = asked_of_the_hub(monkeypatch)
+    with pytest.raises(DataError, match=re.escape(name) + " is neither a path here nor a dataset on the hub: expected"):
+        load_samples(name)
+    assert asked == []
+
+
 def test_the_shipped_set_is_missing(monkeypatch, tmp_path):
     monkeypatch.setattr("halfv_data.load.DEFAULT", tmp_path)
     for read in (load_samples, shipped_question):
@@ -303,8 +384,25 @@ def test_a_photograph_is_turned_upright(tmp_path):
 
 
 def test_one_image_is_checked_like_a_row(tmp_path):
-    with pytest.raises(DataError, match=r"^image .*a\.png does not exist: check the path"):
+    with pytest.raises(DataError, match=r"^image .*a\.png does not exist: check the path$"):
         open_image(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"^image ~no-such-user/a\.png does not exist"):
+        open_image("~no-such-user/a.png")
     (tmp_path / "a.png").write_text("no picture")
     with pytest.raises(DataError, match=r"a\.png is not an image"):
         open_image(str(tmp_path / "a.png"))
+
+
+def test_only_local_files_are_opened(folder):
+    url = "https://example.org/a.png"
+    with pytest.raises(DataError, match=f"^image '{url}' is a URL: download it, because only local files are opened$"):
+        open_image(url)
+    file = write_lines(folder / "samples.jsonl", [{"image": url, "question": "What?"}])
+    with pytest.raises(DataError, match=f"line 1: image '{url}' is a URL: download it"):
+        load_samples(file)
+
+
+def test_a_missing_picture_of_a_list_says_where_paths_start(folder):
+    file = write_lines(folder / "samples.jsonl", [{"image": "none.png", "question": "What?"}])
+    with pytest.raises(DataError, match=r"does not exist: check the path \(relative paths start at the list\)$"):
+        load_samples(file)
