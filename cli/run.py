@@ -78,8 +78,8 @@ def _details(result: Answer) -> list[str]:
     """Tokens after each stage, arithmetic, and the comparison if there is one."""
     steps = [f"{result.visual_tokens} visual tokens"]
     for stage in result.stages:
-        word = "active" if stage.then == "freeze" else "kept"
-        steps.append(f"{stage.after} {word} from layer {stage.layer} ({stage.name})")
+        what = "frozen" if stage.then == "freeze" else f"{stage.after} kept"
+        steps.append(f"{what} from layer {stage.layer} ({stage.name})")
     lines = [" -> ".join(steps), f"prefill FLOPs of the decoder: {result.flops_ratio:.0%} of untouched"]
     if result.untouched is not None:
         same = "the same answer" if result.untouched.text == result.text else f"answers: {result.untouched.text}"

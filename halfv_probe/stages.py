@@ -86,7 +86,8 @@ def detect_stages(
         raise HalfVError(f"layer_redundancy needs {layers} finite values, one per layer, got shape {kl.shape}")
 
     levelled = _levelled(entropy)
-    onset, valley, fall, residual = _best_turns(levelled)
+    on_plateau = levelled - entropy < SMALL_FALL  # not on the way up
+    onset, valley, fall, residual = _best_turns(levelled, np.flatnonzero(on_plateau))
     explained = float(1 - residual.var() / max(levelled.var(), 1e-300))
     noise = float(residual.std())
     matters = kl is not None and kl[:valley].max() >= ACTIVE_KL
@@ -109,11 +110,11 @@ def _levelled(entropy: np.ndarray) -> np.ndarray:
     return np.concatenate([np.full(peak, entropy[peak]), entropy[peak:]])
 
 
-def _best_turns(entropy: np.ndarray) -> tuple[int, int, float, np.ndarray]:
-    """Onset a, valley b, fall between them (nats) and residuals of the least-squares curve with its turns there."""
+def _best_turns(entropy: np.ndarray, onsets: np.ndarray) -> tuple[int, int, float, np.ndarray]:
+    """Onset a (one of ``onsets``), valley b, the fall between them (nats) and the residuals of the best such curve."""
     x = np.arange(len(entropy), dtype=np.float64)
     best: tuple[float, int, int, float, np.ndarray] | None = None
-    for a in range(len(x) - 3):
+    for a in onsets[onsets < len(x) - 3]:
         for b in range(a + 2, len(x) - 1):
             pieces = np.stack([np.ones_like(x), np.clip(x - a, 0, b - a), np.clip(x - b, 0, None)], axis=1)
             _, slope_ii, slope_iii = weights = np.linalg.lstsq(pieces, entropy, rcond=None)[0]
@@ -121,7 +122,7 @@ def _best_turns(entropy: np.ndarray) -> tuple[int, int, float, np.ndarray]:
             error = float(residual @ residual)
             # The middle piece must fall, and the last one must not fall as fast: else b is no valley.
             if slope_ii < 0 and slope_iii > 0.5 * slope_ii and (best is None or error < best[0]):
-                best = (error, a, b, -slope_ii * (b - a), residual)
+                best = (error, int(a), b, -slope_ii * (b - a), residual)
     if best is None:
         return 0, len(x) - 1, 0.0, entropy - entropy.mean()
     _, onset, valley, fall, residual = best

@@ -48,6 +48,12 @@ def test_a_rise_on_the_way_to_the_plateau_belongs_to_alignment():
     assert (found.stable, found.ivr_layer, found.ssr_layer) == (True, 4, 7)
 
 
+def test_the_onset_is_never_on_the_way_up():
+    entropy = [1.68, 1.76, 2.07, 2.58, 2.49, 2.48, 2.46, 2.4, 2.41, 2.4, 2.43]
+    found = detect_stages(entropy, [0.5] * 4 + [5e-4] * 6)
+    assert (found.stable, found.ivr_layer) == (True, 3)
+
+
 @pytest.mark.parametrize(("kl", "stable"), [(1e-1, True), (1e-3, False)])
 def test_a_small_fall_counts_only_where_visual_layers_matter(kl, stable):
     entropy = 2.5 - 0.2 * np.clip(np.arange(11) - 3, 0, 4) / 4
