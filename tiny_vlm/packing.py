@@ -73,10 +73,8 @@ class Packer:
         for index in range(step * size, (step + 1) * size):
             rng = scene_rng(split, seed, index)
             scene = draw_scene(rng, clutter)
-            asked = _questions(scene, rng)
-            draws = [rng.random() for _ in asked]
             scenes.append(scene)
-            questions.append([asked[i] for i in sorted(range(len(asked)), key=draws.__getitem__)])
+            questions.append(questions_about(scene, rng))
         return self._pack(scenes, questions)
 
     def _encode(self, text: str) -> Encoding:
@@ -131,9 +129,12 @@ class Packer:
         return end
 
 
-def _questions(scene: Scene, rng: random.Random) -> list[Question]:
+def questions_about(scene: Scene, rng: random.Random) -> list[Question]:
+    """What a training sequence asks about a scene, in random order."""
     asked = [q for task in TASKS for q in ask(scene, task, rng)[: COUNTING if task == "counting" else 1]]
-    return asked + [q for _ in range(EXISTENCE - 1) for q in ask(scene, "existence", rng)]
+    asked += [q for _ in range(EXISTENCE - 1) for q in ask(scene, "existence", rng)]
+    draws = [rng.random() for _ in asked]
+    return [asked[i] for i in sorted(range(len(asked)), key=draws.__getitem__)]
 
 
 def block_mask(segments: Tensor) -> Tensor:

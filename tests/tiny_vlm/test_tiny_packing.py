@@ -4,11 +4,10 @@ import pytest
 import torch
 
 from halfv_data.drawing import draw_scene, scene_rng
-from halfv_data.questions import TASKS, ask
 from tiny_vlm.evaluate import prompt
 from tiny_vlm.family import VISUAL_TOKENS
 from tiny_vlm.invisible import invisible_visual_tokens
-from tiny_vlm.packing import PER_TASK, block_mask
+from tiny_vlm.packing import block_mask, questions_about
 from tiny_vlm.train import decode
 
 
@@ -20,8 +19,7 @@ def packed(tiny):
     for index, spans in enumerate(batch.spans):
         rng = scene_rng("validation", 5, index)
         scenes.append(draw_scene(rng))
-        drawn = [q for task in TASKS for q in ask(scenes[-1], task, rng)[: PER_TASK.get(task, 1)]]
-        waiting = [drawn[i] for i in sorted(range(len(drawn)), key=lambda _, rng=rng: rng.random())]
+        waiting = questions_about(scenes[-1], rng)
         asked.append([])
         for task, start, end in spans:
             answer = tiny.packer.tokenizer.decode(batch.ids[index, start : end - 1])
