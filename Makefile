@@ -41,8 +41,9 @@ types: setup
 	MYPYPATH=build/types $(BIN)/mypy $(addprefix -p ,$(PACKAGES))
 
 tiny-vlm: setup  ## train both embedded models again (about two hours on 2 cores)
-	OMP_NUM_THREADS=1 $(BIN)/python -m tiny_vlm.train tiny-qwen2.5-vl --out runs/tiny-qwen2.5-vl & \
-	OMP_NUM_THREADS=1 $(BIN)/python -m tiny_vlm.train tiny-llava --out runs/tiny-llava; wait
+	OMP_NUM_THREADS=1 $(BIN)/python -m tiny_vlm.train tiny-qwen2.5-vl --out runs/tiny-qwen2.5-vl & qwen=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m tiny_vlm.train tiny-llava --out runs/tiny-llava & llava=$$!; \
+	wait $$qwen && wait $$llava
 	$(BIN)/python -m tiny_vlm.report runs/tiny-qwen2.5-vl tiny-qwen2.5-vl
 	$(BIN)/python -m tiny_vlm.report runs/tiny-llava tiny-llava
 
