@@ -24,6 +24,7 @@ AUXILIARY = {
     "colour": "colour (tower)",
     "shape": "shape (tower)",
     "digit": "digits (tower)",
+    "centre": "middle of a shape (tower)",
     "place": "place (layer 2)",
     "named": "named thing (layer 5)",
     "target": "target cell (layer 6)",
@@ -126,7 +127,8 @@ def _read_csv(file: Path) -> list[dict[str, str]]:
 
 
 def _series(rows: list[dict[str, str]], column: str) -> tuple[list[int], list[float]]:
-    return [int(row["step"]) for row in rows], [float(row[column]) for row in rows]
+    known = [row for row in rows if row.get(column)]  # a head may have joined later
+    return [int(row["step"]) for row in known], [float(row[column]) for row in known]
 
 
 def _draw_losses(axes: Axes, rows: list[dict[str, str]]) -> None:
