@@ -108,4 +108,6 @@ def test_text_only_agrees_absolutely(mini):
     model, inputs = mini.model("eager"), mini.batch([mini.prompt(0, 0)])
     text = inputs["input_ids"].shape[1]
     lm_head = 2 * WIDTH * VOCABULARY  # of the last token
-    assert counted(model, inputs) == prefill_flops(model.config, 0, text) + lm_head
+    angles = text * Decoder.of(model.config).head_dim  # transformers 5.17 makes rotary angles by a matrix product
+    beyond = counted(model, inputs) - prefill_flops(model.config, 0, text) - lm_head
+    assert beyond in (0, angles, 3 * angles)  # 3: height, width and time
