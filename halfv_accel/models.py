@@ -16,17 +16,22 @@ from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError, Rep
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from halfv_accel.adapters import FAMILIES
+from halfv_accel.adapters import FAMILIES, could_fit
 from halfv_accel.errors import HalfVError
 from halfv_accel.processors import brief, load_processor
 
 KNOWN_MODELS: dict[str, str] = {
-    "qwen2.5-vl-7b": "Qwen/Qwen2.5-VL-7B-Instruct",
-    "qwen2-vl-7b": "Qwen/Qwen2-VL-7B-Instruct",
+    "qwen3-vl-2b": "Qwen/Qwen3-VL-2B-Instruct",
     "qwen3-vl-4b": "Qwen/Qwen3-VL-4B-Instruct",
+    "qwen3-vl-8b": "Qwen/Qwen3-VL-8B-Instruct",
+    "qwen2.5-vl-3b": "Qwen/Qwen2.5-VL-3B-Instruct",
+    "qwen2.5-vl-7b": "Qwen/Qwen2.5-VL-7B-Instruct",
+    "qwen2-vl-2b": "Qwen/Qwen2-VL-2B-Instruct",
+    "qwen2-vl-7b": "Qwen/Qwen2-VL-7B-Instruct",
     "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
     "llava-1.5-13b": "llava-hf/llava-1.5-13b-hf",
-    "llava-next-7b": "llava-hf/llava-v1.6-mistral-7b-hf",
+    "llava-next-vicuna-7b": "llava-hf/llava-v1.6-vicuna-7b-hf",
+    "llava-next-mistral-7b": "llava-hf/llava-v1.6-mistral-7b-hf",
     "video-llava-7b": "LanguageBind/Video-LLaVA-7B-hf",
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -38,7 +43,8 @@ def load_model(
 ) -> tuple[Any, Any]:
     """Load a vision-language model, ready for inference, and its processor.
 
-    What is small is read first: a model that HalfV cannot run is refused before its weights are downloaded.
+    What is small is read first: a model that HalfV cannot run is refused before its weights are downloaded. Where
+    torchvision is missing, the processor of a family that also watches videos takes pictures only.
 
     Parameters
     ----------
@@ -61,7 +67,8 @@ def load_model(
         config = AutoConfig.from_pretrained(source, **options)
     except Exception as error:
         raise HalfVError(f"{source} holds no model that can be loaded ({brief(error)}): {_OTHER}") from error
-    processor = load_processor(source, config, _check_architecture(source, config), **options)
+    _check_architecture(source, config)
+    processor = load_processor(source, config, **options)
     try:
         model, loading = AutoModelForImageTextToText.from_pretrained(
             source, config=config, dtype=precision, output_loading_info=True, **options
@@ -126,15 +133,28 @@ def find_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
 _OTHER = f"give a folder with a saved model, a hub id, or one of {', '.join(KNOWN_MODELS)}"
 
 
-def _check_architecture(source: str, config: Any) -> str:
-    """The first supported class that a config names, by its list or else by its type."""
-    named = config.architectures or [MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(config.model_type)]
-    for architecture in named:
-        if architecture in FAMILIES:
-            return architecture
-    raise HalfVError(
-        f"{source} is a {named[0] or config.model_type}, which is not supported yet: give a {' or a '.join(FAMILIES)}"
-    )
+def _check_architecture(source: str, config: Any) -> None:
+    """Let pass what has an adapter, and what the usual adapter could drive."""
+    usual = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(config.model_type)
+    named = config.architectures or [usual]
+    if FAMILIES.keys() & set(named):
+        return
+    # Original LLaVA, for one, is of a known type, but its class is not the one that transformers would build.
+    if not usual or usual not in named or not _has_usual_parts(config):
+        raise HalfVError(
+            f"{source} is a {named[0] or config.model_type}, which is not supported: give one of "
+            f"{', '.join(FAMILIES)}, or another with an image_token_id and with layers, norm and rotary_emb in its "
+            "model.language_model"
+        )
+
+
+def _has_usual_parts(config: Any) -> bool:
+    """Build the model without its weights, and look."""
+    try:
+        with torch.device("meta"):
+            return could_fit(AutoModelForImageTextToText.from_config(config))
+    except Exception:  # an odd config, a missing library, or values that are needed on the way: whatever it is, no fit
+        return False
 
 
 @contextmanager

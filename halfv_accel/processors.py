@@ -1,7 +1,7 @@
-"""The processor of a model: the checkpoint's own, or, where torchvision is missing, one for pictures only.
+"""The processor of a model: the checkpoint's own, or, where torchvision is missing, its half for pictures.
 
-Qwen2.5-VL's own processor reads videos too, and cannot even be built without torchvision. Its pictures need only PIL.
-PaddleOCR-VL's processor treats pictures and their placeholders by the same rules and knows no videos, so it takes over.
+The processors of families that watch videos cannot be built without torchvision, because their video half needs it.
+Pictures need only PIL, so the class that the checkpoint names is then built without that half and refuses videos.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ import re
 import textwrap
 from typing import Any
 
-from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, PaddleOCRVLProcessor, ProcessorMixin
+from transformers import AutoProcessor, ProcessorMixin
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import is_torchvision_available
 
-from halfv_accel.adapters import Qwen2_5VL
 from halfv_accel.errors import HalfVError
 
+VIDEO = "video_processor"  # what transformers calls the video half
 
-def load_processor(source: str, config: Any, architecture: str, **options: Any) -> Any:
+
+def load_processor(source: str, config: Any, **options: Any) -> Any:
     """Load the processor of a checkpoint.
 
     Parameters
     ----------
     config : PreTrainedConfig
-        Of the model; it says which tokens stand for pictures.
-    architecture : str
-        transformers class of the model.
+        Of the model; it says which class of processor belongs to it.
     options
         For every `from_pretrained`.
 
@@ -38,9 +38,9 @@ def load_processor(source: str, config: Any, architecture: str, **options: Any) 
         return AutoProcessor.from_pretrained(source, **options)
     except Exception as error:
         reason = error
-    if architecture == Qwen2_5VL.architecture and not is_torchvision_available():
+    if not is_torchvision_available() and _has_video_half(config):
         try:
-            return _for_pictures(source, config, **options)
+            return _for_pictures(PROCESSOR_MAPPING[type(config)]).from_pretrained(source, **options)
         except Exception as error:
             reason = error
     advice = "save the processor next to the model"
@@ -49,15 +49,38 @@ def load_processor(source: str, config: Any, architecture: str, **options: Any) 
     raise HalfVError(f"{source} has no processor that can be loaded ({brief(reason)}): {advice}") from reason
 
 
-def _for_pictures(source: str, config: Any, **options: Any) -> ProcessorMixin:
-    tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    for kind in ("image", "video"):  # names that the hub's tokenizers do not have
-        token_id = getattr(config, f"{kind}_token_id")
-        setattr(tokenizer, f"{kind}_token", tokenizer.convert_ids_to_tokens(token_id))
-        setattr(tokenizer, f"{kind}_token_id", token_id)
-    images = AutoImageProcessor.from_pretrained(source, **options)
-    template = ProcessorMixin.get_processor_dict(source, **options)[0].get("chat_template") or tokenizer.chat_template
-    return PaddleOCRVLProcessor(image_processor=images, tokenizer=tokenizer, chat_template=template)
+class PicturesOnly(ProcessorMixin):
+    """Stands between a processor class and `ProcessorMixin`, and takes its video half out."""
+
+    def __init__(self, *parts: Any, **settings: Any) -> None:
+        super().__init__(*(part for part in parts if part is not None), **settings)
+
+    def __call__(self, images: Any = None, text: Any = None, videos: Any = None, **settings: Any) -> Any:
+        if videos is not None:
+            raise HalfVError("videos need torchvision, which is missing: pip install torchvision, or give pictures")
+        return super().__call__(images=images, text=text, **settings)
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        return [name for name in super().get_attributes() if name != VIDEO]
+
+    @classmethod
+    def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **settings: Any) -> Any:
+        """By name, because the class still counts the video half among its positions."""
+        parts = dict(zip(cls.get_attributes(), args, strict=True))
+        return super().from_args_and_dict((), processor_dict, **parts, **settings)
+
+
+def _has_video_half(config: Any) -> bool:
+    try:
+        return VIDEO in PROCESSOR_MAPPING[type(config)].get_attributes()
+    except (KeyError, ImportError):  # no processor belongs to this model, or torchvision is needed to import it
+        return False
+
+
+def _for_pictures(stock: type[ProcessorMixin]) -> type[ProcessorMixin]:
+    """The stock class without its video half, of the same name, so that saving it writes what any machine can load."""
+    return type(stock.__name__, (stock, PicturesOnly), {})
 
 
 def brief(error: BaseException) -> str:

@@ -6,10 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import BatchFeature, ProcessorMixin
+from transformers import BatchFeature, LlavaProcessor, ProcessorMixin, VideoLlavaProcessor
 
 from halfv_accel.errors import HalfVError
 from halfv_accel.processors import brief
+
+# What LLaVA-1.5 and Video-LLaVA were trained on, for their checkpoints from before chat templates.
+VICUNA_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'].upper() }}: {% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>\n{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+    "{% endfor %} {% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
 
 
 def chat_inputs(
@@ -20,7 +27,7 @@ def chat_inputs(
     Parameters
     ----------
     processor : ProcessorMixin
-        Of the model; it must carry a chat template.
+        Of the model; it or its tokenizer must carry a chat template, unless it is LLaVA-1.5's or Video-LLaVA's.
     images : sequence of PIL.Image
         In the order in which the question refers to them.
     question : str
@@ -38,22 +45,37 @@ def chat_inputs(
     HalfVError
         If the processor has no chat template, or cannot prepare these pictures or this question.
     """
-    if not getattr(processor, "chat_template", None):
-        raise HalfVError(
-            f"{type(processor).__name__} has no chat template: set processor.chat_template, or build the inputs"
-        )
+    template = None if getattr(processor, "chat_template", None) else _other_template(processor)
     for token in _placeholders(processor):
         if token in question:
             raise HalfVError(f"the question holds {token}, which stands for a picture or a video: take it out")
-    content = [{"type": "image"} for _ in images] + [{"type": "text", "text": question}]
+    content = [{"type": "image", "image": image} for image in images] + [{"type": "text", "text": question}]
     try:
-        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        inputs = processor(images=list(images), text=[text], return_tensors="pt")
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=template,
+            add_generation_prompt=True,
+            tokenize=True,  # here, because transformers then adds no second start token to a template that writes one
+            return_dict=True,
+            return_tensors="pt",
+        )
     except ValueError as error:
         raise HalfVError(
             f"the picture(s) or question could not be prepared ({brief(error)}): give others, e.g. a cropped picture"
         ) from error
     return inputs.to(device)
+
+
+def _other_template(processor: ProcessorMixin) -> str:
+    """For a processor without chat template: its tokenizer's, if that knows pictures, or the family's own turn."""
+    template = getattr(getattr(processor, "tokenizer", None), "chat_template", None)
+    if isinstance(template, str) and any(token in template for token in _placeholders(processor)):
+        return template
+    if isinstance(processor, LlavaProcessor | VideoLlavaProcessor):
+        return VICUNA_TEMPLATE
+    raise HalfVError(
+        f"{type(processor).__name__} has no chat template: set processor.chat_template, or build the inputs"
+    )
 
 
 def _placeholders(processor: ProcessorMixin) -> set[str]:

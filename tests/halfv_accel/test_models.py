@@ -3,15 +3,20 @@
 import json
 import logging
 import shutil
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import VipLlavaConfig
 
 import halfv_accel.models as models
 from halfv_accel import KNOWN_MODELS, accelerate, halfv_plan, load_model
+from halfv_accel.adapters import FAMILIES
 from tiny_vlm.llava import TinyLlava
 
+from .hub import HUB, llava_config
 from .miniatures import MiniLlava
 from .refusing import refusal
 
@@ -61,8 +66,11 @@ def test_a_folder_without_processor(tmp_path):
 
 
 UNSUPPORTED = [
-    (dict(model_type="qwen2_vl", architectures=["Qwen2VLForConditionalGeneration"]), "Qwen2VLForConditionalGeneration"),
-    (dict(model_type="qwen2_vl"), "Qwen2VLForConditionalGeneration"),
+    (dict(model_type="idefics3", architectures=["Idefics3ForConditionalGeneration"]), "Idefics3ForConditionalGener.*"),
+    (dict(model_type="blip-2"), "Blip2ForConditionalGeneration"),
+    (dict(model_type="chameleon"), "ChameleonForConditionalGeneration"),  # cannot be built without its vocabulary
+    (dict(model_type="llava", architectures=["LlavaLlamaForCausalLM"]), "LlavaLlamaForCausalLM"),  # the original code's
+    (dict(model_type="bert", architectures=["BertForMaskedLM"]), "BertForMaskedLM"),
     (dict(model_type="bert"), "bert"),
 ]
 
@@ -75,7 +83,16 @@ def test_an_unsupported_architecture_is_refused_before_its_weights_are_read(tmp_
     monkeypatch.setattr(models.AutoModelForImageTextToText, "from_pretrained", read)
     monkeypatch.setattr(models, "load_processor", read)
     (tmp_path / "config.json").write_text(json.dumps(config))
-    refusal(lambda: load_model(tmp_path), f"is a {called}, which is not supported yet: give a LlavaFor.* or a Qwen2_5")
+    refusal(lambda: load_model(tmp_path), f"is a {called}, which is not supported: give one of Llava.*, or another")
+
+
+def test_an_architecture_without_adapter_loads_if_its_parts_have_the_usual_places(tmp_path):
+    build = partial(llava_config, VipLlavaConfig, vision_feature_layers=[-1])
+    replace(HUB["LlavaForConditionalGeneration"], config=build).save(tmp_path)
+    model, _ = load_model(tmp_path)
+    assert type(model).__name__ == "VipLlavaForConditionalGeneration"
+    assert type(model).__name__ not in FAMILIES
+    assert not any(parameter.is_meta for parameter in model.parameters())
 
 
 def test_the_processor_is_loaded_before_the_weights(saved, tmp_path):
