@@ -3,32 +3,61 @@
 from __future__ import annotations
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from halfv_accel.adapters.base import Family
 from halfv_accel.adapters.llava import Llava
+from halfv_accel.adapters.llava_next import LlavaNext
 from halfv_accel.adapters.qwen2_5_vl import Qwen2_5VL
+from halfv_accel.adapters.qwen2_vl import Qwen2VL
+from halfv_accel.adapters.qwen3_vl import Qwen3VL
+from halfv_accel.adapters.verification import check_projections
+from halfv_accel.adapters.video_llava import VideoLlava
 from halfv_accel.errors import HalfVError
 
-FAMILIES: dict[str, type[Family]] = {family.architecture: family for family in (Llava, Qwen2_5VL)}
+FAMILIES: dict[str, type[Family]] = {
+    family.architecture: family for family in (Llava, LlavaNext, Qwen2VL, Qwen2_5VL, Qwen3VL, VideoLlava)
+}
 
 
 def family_of(model: nn.Module) -> Family:
-    """The adapter for a model.
+    """The adapter for a model, checked against the model's own attention.
+
+    A class without an adapter gets the usual one if its parts have the usual places.
 
     Raises
     ------
     HalfVError
-        If the model's class, or the attention class of its language model, is not supported.
+        If the model has other parts, or its attention computes something else than HalfV does.
     """
-    for cls in type(model).__mro__:
-        if cls.__name__ in FAMILIES:
-            family = FAMILIES[cls.__name__](model)
-            family.check_attention()
-            return family
-    raise HalfVError(
-        f"{type(model).__name__} is not supported: give one of {', '.join(FAMILIES)}, "
-        "itself and not wrapped or compiled"
-    )
+    whole = isinstance(model, PreTrainedModel)  # a wrapper passes attributes through, and its forward is another
+    name = next((cls.__name__ for cls in type(model).__mro__ if cls.__name__ in FAMILIES), None)
+    if not whole or (name is None and not could_fit(model)):
+        raise HalfVError(
+            f"{type(model).__name__} is not supported: give one of {', '.join(FAMILIES)}, "
+            "itself and not wrapped or compiled"
+        )
+    family = FAMILIES.get(name or "", Family)(model)
+    check_projections(family)
+    return family
 
 
-__all__ = ["FAMILIES", "Family", "Llava", "Qwen2_5VL", "family_of"]
+def could_fit(model: nn.Module) -> bool:
+    """Does a model of any class have the parts that HalfV works on? Its weights may be on the meta device."""
+    text = getattr(getattr(model, "model", None), "language_model", None)
+    parts = all(hasattr(text, part) for part in ("layers", "norm", "rotary_emb"))
+    return parts and getattr(getattr(model, "config", None), "image_token_id", None) is not None
+
+
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Llava",
+    "LlavaNext",
+    "Qwen2VL",
+    "Qwen2_5VL",
+    "Qwen3VL",
+    "VideoLlava",
+    "could_fit",
+    "family_of",
+]

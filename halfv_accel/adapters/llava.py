@@ -7,5 +7,3 @@ from halfv_accel.adapters.base import Family
 
 class Llava(Family):
     architecture = "LlavaForConditionalGeneration"
-    attention_classes = ("LlamaAttention", "MistralAttention")
-    placeholder_fields = ("image_token_id",)

@@ -7,5 +7,3 @@ from halfv_accel.adapters.base import Family
 
 class Qwen2_5VL(Family):
     architecture = "Qwen2_5_VLForConditionalGeneration"
-    attention_classes = ("Qwen2_5_VLAttention",)
-    placeholder_fields = ("image_token_id", "video_token_id")

@@ -1,7 +1,8 @@
-"""The key/value cache of layers that hold fewer tokens than the first layer.
+"""The key/value cache of layers that hold fewer tokens than the prompt has.
 
-transformers asks only layer 0 how long a sequence is. Stages start at layer 1 or later, so layer 0 is always complete
-and all of `generate`'s bookkeeping stays right; a reduced layer merely has to remember which of its places are padding.
+transformers asks one layer, the first, how long a sequence is, and counts positions and masks from the answer. So a
+reduced layer answers with the length that the caller knows, and holds fewer keys; which of its places are padding it
+remembers itself. Layer 0 is no exception: should a method shorten it, too, `generate` would go on counting right.
 """
 
 from __future__ import annotations
@@ -12,28 +13,73 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from halfv_accel.engine.rows import Rows
 from halfv_accel.errors import HalfVError
 
 
 class ReducedLayer(DynamicLayer):
-    """A `DynamicLayer` that knows its prefix: what the prefill left in it, padding included.
+    """A `DynamicLayer` that knows its prefix: all places up to the last accelerated prefill's, padding included.
 
-    It takes updates only from an accelerated forward. Without HalfV's hooks the model would build a mask for layer 0's
-    length; such a mask has the wrong width, or, worse, is None and hides nothing.
+    It takes updates only from an accelerated forward. Without HalfV's hooks the model would build a mask for the
+    prompt's length; such a mask has the wrong width, or, worse, is None and hides nothing.
+
+    Attributes
+    ----------
+    prefix : int
+        Places of the prefix.
+    prefix_valid : (B, prefix) bool Tensor or None
+        Those that are not padding; None when all are.
+    missing : int
+        Tokens of the prompt that have no place here.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.prefix = 0
+        self.prefix = self.missing = 0
         self.prefix_valid: Tensor | None = None
         self._expected = False
 
-    def expect_prefill(self, places: int, valid: Tensor | None) -> None:
-        """Announce the prefill's update and the padding among its places."""
-        self.prefix, self.prefix_valid, self._expected = places, valid, True
+    @property
+    def places(self) -> int:
+        """Keys held."""
+        return super().get_seq_length()
+
+    @property
+    def tail(self) -> int:
+        """Keys behind the prefix: tokens that every layer holds."""
+        return self.places - self.prefix
+
+    def get_seq_length(self) -> int:
+        return self.places + self.missing if self.places else 0
+
+    def past_valid(self, real: Tensor | None) -> Tensor | None:
+        """Places that are not padding: [B, places] bool, or None when all are.
+
+        `real` says the same of the sequence that the caller knows, [B, get_seq_length()].
+        """
+        if not self.places or (real is None and self.prefix_valid is None):
+            return None
+        if self.prefix_valid is not None:
+            valid = self.prefix_valid
+        else:
+            valid = torch.ones(self.keys.shape[0], self.prefix, dtype=torch.bool, device=self.keys.device)
+        if real is None:
+            tail = torch.ones(self.keys.shape[0], self.tail, dtype=torch.bool, device=valid.device)
+        else:
+            tail = real[:, real.shape[1] - self.tail :].to(valid.device)
+        return torch.cat([valid, tail], dim=1)
+
+    def expect_prefill(self, rows: Rows, tokens: int, past_valid: Tensor | None) -> None:
+        """Announce a prefill's update: these rows stand for `tokens` new ones of the prompt."""
+        past, places = self.places, rows.index.shape[1]
+        if past_valid is not None or rows.valid is not None:
+            if past_valid is None:
+                past_valid = torch.ones(len(rows.index), past, dtype=torch.bool, device=rows.index.device)
+            self.prefix_valid = torch.cat([past_valid.to(rows.index.device), rows.present()], dim=1)
+        self.prefix, self.missing, self._expected = past + places, self.missing + tokens - places, True
 
     def expect_decode(self) -> None:
-        """Announce an update by newly decoded tokens."""
+        """Announce an update by new tokens that all are held."""
         self._expected = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -47,13 +93,16 @@ class ReducedLayer(DynamicLayer):
 
     def reset(self) -> None:
         super().reset()
-        self.prefix, self.prefix_valid = 0, None
+        self.prefix = self.missing = 0
+        self.prefix_valid = None
 
     def crop(self, tokens_to_remove: int) -> None:
+        if abs(tokens_to_remove) > self.tail:
+            raise HalfVError(
+                f"crop({tokens_to_remove}) reaches into a prompt whose visual tokens were reduced: crop at most "
+                f"{self.tail} tokens, or start again with an empty cache"
+            )
         super().crop(tokens_to_remove)
-        self.prefix = min(self.prefix, self.get_seq_length())
-        if self.prefix_valid is not None:
-            self.prefix_valid = self.prefix_valid[:, : self.prefix]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)
@@ -84,18 +133,25 @@ class KeysFirst:
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        key_states = torch.cat([self.keys, key_states], dim=-2)
-        value_states = torch.cat([self.values, value_states], dim=-2)
+        key_states = torch.cat([self.keys.to(key_states.device), key_states], dim=-2)
+        value_states = torch.cat([self.values.to(value_states.device), value_states], dim=-2)
         if self.real is None:
             return key_states, value_states
         return self.real.update(key_states, value_states, layer_idx, *args, **kwargs)
 
 
 def adopt(cache: Cache, layer_idx: int) -> ReducedLayer:
-    """Replace an empty cache layer by a `ReducedLayer`, growing a lazily built cache first."""
+    """The cache's layer as a `ReducedLayer`, with what it holds; a lazily built cache is grown first.
+
+    What a plain layer held becomes the tail, because all of it stands in the caller's sequence.
+    """
     while len(cache.layers) <= layer_idx and cache.layer_class_to_replicate is not None:
         cache.layers.append(cache.layer_class_to_replicate())
+    plain = cache.layers[layer_idx]
+    if isinstance(plain, ReducedLayer):
+        return plain
     layer = ReducedLayer()
+    layer.__dict__.update(plain.__dict__)
     cache.layers[layer_idx] = layer
     return layer
 
@@ -104,7 +160,7 @@ def reduced_layer(cache: Any, layer_idx: int) -> ReducedLayer | None:
     """The cache's layer if an accelerated prefill filled it."""
     layers = getattr(cache, "layers", [])
     layer = layers[layer_idx] if layer_idx < len(layers) else None
-    return layer if isinstance(layer, ReducedLayer) and layer.get_seq_length() > 0 else None
+    return layer if isinstance(layer, ReducedLayer) and layer.places > 0 else None
 
 
 def why_not(cache: Any) -> str | None:
@@ -123,9 +179,4 @@ def why_not(cache: Any) -> str | None:
     other = {kind.__name__ for kind in kinds if kind is not None and kind not in (DynamicLayer, ReducedLayer)}
     if other:
         return f"cache layers of type {', '.join(sorted(other))} (sliding or quantized) cannot be reduced: {plain}"
-    if cache.get_seq_length() > 0:
-        return (
-            f"the cache already holds {cache.get_seq_length()} tokens, and HalfV reduces a picture only at the start "
-            "of a sequence: pass the whole conversation with an empty cache"
-        )
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,13 +11,40 @@ from torch import Tensor
 from halfv_accel.adapters import Family
 from halfv_accel.adapters.base import Rotary
 from halfv_accel.budget import token_budget
-from halfv_accel.engine.cache import KeysFirst, adopt
-from halfv_accel.engine.masks import prefill_mask
+from halfv_accel.engine.cache import KeysFirst, ReducedLayer, adopt
+from halfv_accel.engine.masks import Kernel, prefill_mask
 from halfv_accel.engine.report import PrefillReport, StageReport, Stopwatch
 from halfv_accel.engine.rows import Rows
 from halfv_accel.engine.view import LayerInput, LayerView
 from halfv_accel.errors import HalfVError
 from halfv_accel.plan import Plan, Stage
+
+
+@dataclass
+class Layout:
+    """What layers get once a stage has taken something away.
+
+    Parameters
+    ----------
+    queries : Rows
+        Tokens that layers process.
+    frozen : Rows or None
+        Tokens that only provide keys and values.
+    shared : tuple, optional
+        Mask and position embeddings, built by the first layer of the layout and shared by the others.
+    """
+
+    queries: Rows
+    frozen: Rows | None
+    shared: tuple[Tensor | None, Rotary] | None = None
+
+    @property
+    def rows(self) -> Rows:
+        """All tokens that leave keys and values, in the cache's order."""
+        return self.queries if self.frozen is None else self.frozen.join(self.queries)
+
+    def to(self, device: torch.device) -> Layout:
+        return Layout(self.queries.to(device), None if self.frozen is None else self.frozen.to(device))
 
 
 class Prefill:
@@ -28,60 +56,67 @@ class Prefill:
 
     Parameters
     ----------
+    kernel : {"sdpa", "eager", "flash"}
+        What kind of mask the model's attention takes.
     visual : (B, S) bool Tensor
-        Visual tokens.
+        Visual tokens of this forward.
     real : (B, S) bool Tensor
         All tokens but padding.
+    past_real : (B, P) bool Tensor or None
+        The same of the tokens that the cache holds already; None when none of them is padding.
     """
 
-    def __init__(self, family: Family, plan: Plan, visual: Tensor, real: Tensor) -> None:
-        self.family, self.plan = family, plan
+    def __init__(
+        self, family: Family, plan: Plan, kernel: Kernel, visual: Tensor, real: Tensor, past_real: Tensor | None
+    ) -> None:
+        self.family, self.plan, self.kernel, self.past_real = family, plan, kernel, past_real
         self.visual = visual & real
         self.active = self.alive = real
         self.last = last_position(real)
         self.counts: list[int] = self.visual.sum(1).tolist()
         self.report = PrefillReport(visual_tokens=list(self.counts))
-        self.queries: Rows | None = None
-        self.frozen: Rows | None = None
+        self.layout: Layout | None = None
+        self._home = real.device
         self._before: LayerInput | None = None
         self._full: Tensor | None = None
-        self._shared: tuple[Tensor | None, Rotary] | None = None  # mask and position embeddings of the current rows
 
     def enter(self, index: int, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """Before decoder layer `index`: run its stages, then reduce its arguments if anything was taken away."""
         hidden = args[0] if args else kwargs["hidden_states"]
-        here = LayerInput(hidden, kwargs["position_embeddings"])
+        cos, sin = kwargs["position_embeddings"]
+        here = LayerInput(hidden, (cos.to(hidden.device), sin.to(hidden.device)))
         for stage in self.plan.stages:
             if stage.layer == index:
                 self._run(stage, here)
         self._before = here if any(stage.layer == index + 1 for stage in self.plan.stages) else None
-        if self.queries is None:
+        if self.layout is None:
             return None
+        self._move(hidden.device)
         self._full = hidden
-        return self._reduce(index, here, args, dict(kwargs))
+        return self._reduce(self.layout, index, here, args, dict(kwargs))
 
     def leave(self, output: Tensor) -> Tensor | None:
         """After a layer: its result at full length."""
-        if self._full is None or self.queries is None:
+        if self._full is None or self.layout is None:
             return None
         full, self._full = self._full, None
-        return self.queries.scatter(full, output)
+        return self.layout.queries.scatter(full, output)
 
     def _run(self, stage: Stage, here: LayerInput) -> None:
         watch = Stopwatch(here.states.device)
         totals = self.report.visual_tokens
         budget = [min(token_budget(n, stage.retention), count) for n, count in zip(totals, self.counts, strict=True)]
+        self._move(here.states.device)
         candidates = self.active & self.visual
         if budget != self.counts:
             candidates = self._select(stage, here, candidates, budget)
             self.active = self.active & (~self.visual | candidates)
             if stage.then == "drop":
                 self.alive = self.active
-            self.queries = Rows.packed_right(self.active)
-            self.frozen = Rows.packed_right(self.alive & ~self.active) if stage.then == "freeze" else None
-            self._shared = None
+            frozen = Rows.packed_right(self.alive & ~self.active) if stage.then == "freeze" else None
+            self.layout = Layout(Rows.packed_right(self.active), frozen)
         self.report.stages.append(StageReport(stage.name, stage.layer, stage.then, self.counts, budget, watch.stop()))
-        self.report.kept.append(candidates)
+        self.report.kept.append(candidates.to(self._home))
         self.counts = budget
 
     def _select(self, stage: Stage, here: LayerInput, candidates: Tensor, budget: list[int]) -> Tensor:
@@ -101,33 +136,44 @@ class Prefill:
             )
         return torch.zeros_like(candidates).scatter(1, visual.index, chosen)
 
-    def _reduce(self, index: int, here: LayerInput, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
+    def _reduce(
+        self, layout: Layout, index: int, here: LayerInput, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]]:
         """Arguments of a layer that processes fewer rows, and the place in the cache for what it will keep."""
-        queries, frozen = self._rows()
-        states, rotary = here.at(queries) if self._shared is None else (queries.gather(here.states), self._shared[1])
-        if self._shared is None:
-            implementation = self.family.text.config._attn_implementation
-            mask = prefill_mask(kwargs.get("attention_mask"), queries, frozen, implementation, states.dtype)
-            self._shared = mask, rotary
-        # RoPE comes from position_embeddings; position ids with gaps look like packed sequences to flash attention.
-        kwargs.update(attention_mask=self._shared[0], position_embeddings=rotary, position_ids=None)
         cache = kwargs.get("past_key_values")
-        if cache is not None:
-            places = queries if frozen is None else frozen.join(queries)
-            adopt(cache, index).expect_prefill(places.index.shape[1], places.valid)
-        if frozen is not None:
+        cached = None if cache is None else adopt(cache, index)
+        if layout.shared is None:
+            layout.shared = self._mask(layout, kwargs.get("attention_mask"), cached, here), here.at(layout.queries)[1]
+        mask, rotary = layout.shared
+        if cached is not None and cached.places:  # an earlier turn may have left another length in every layer
+            mask = self._mask(layout, kwargs.get("attention_mask"), cached, here)
+        states = layout.queries.gather(here.states)
+        # RoPE comes from position_embeddings; position ids with gaps look like packed sequences to flash attention.
+        kwargs.update(attention_mask=mask, position_embeddings=rotary, position_ids=None)
+        if cached is not None:
+            cached.expect_prefill(layout.rows, here.states.shape[1], cached.past_valid(self.past_real))
+        if layout.frozen is not None:
             layer = self.family.layers[index]
-            idle, idle_rotary = here.at(frozen)
+            idle, idle_rotary = here.at(layout.frozen)
             keys, values = self.family.keys(layer, idle, idle_rotary), self.family.values(layer, idle)
             kwargs["past_key_values"] = KeysFirst(cache, keys, values)
         if args:
             return (states, *args[1:]), kwargs
         return (), {**kwargs, "hidden_states": states}
 
-    def _rows(self) -> tuple[Rows, Rows | None]:
-        if self.queries is None:
-            raise HalfVError("no stage has run: call the whole model, not single layers")
-        return self.queries, self.frozen
+    def _mask(
+        self, layout: Layout, base: Tensor | None, cached: ReducedLayer | None, here: LayerInput
+    ) -> Tensor | None:
+        past, valid = (0, None) if cached is None else (cached.places, cached.past_valid(self.past_real))
+        return prefill_mask(base, layout.queries, layout.frozen, past, valid, self.kernel, here.states.dtype)
+
+    def _move(self, device: torch.device) -> None:
+        """Follow the residual stream of a model that is spread over devices."""
+        if self.active.device != device:
+            self.active, self.alive = self.active.to(device), self.alive.to(device)
+            self.visual, self.last = self.visual.to(device), self.last.to(device)
+        if self.layout is not None and self.layout.queries.index.device != device:
+            self.layout = self.layout.to(device)
 
 
 def last_position(real: Tensor) -> Tensor:

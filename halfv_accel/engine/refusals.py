@@ -14,25 +14,19 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from halfv_accel.adapters import Family
-from halfv_accel.engine.cache import why_not
+from halfv_accel.engine.cache import reduced_layer, why_not
+from halfv_accel.engine.masks import Kernel, kernel_of
 from halfv_accel.errors import HalfVError
+from halfv_accel.plan import Plan
 
-ATTENTION = ("sdpa", "eager")
 
-
-def check_model(family: Family) -> None:
+def check_model(family: Family, plan: Plan) -> None:
     """Refuse a model in a state in which its forward could not be reduced."""
     model = family.model
     check_evaluating(model)
-    check_attention(family)
+    check_attention(family, plan)
     if getattr(model, "_compiled_call_impl", None) is not None:
         raise HalfVError("the model is compiled, and a compiled forward cannot change its length: load it again")
-    devices = set((getattr(model, "hf_device_map", None) or {}).values())
-    if len(devices) > 1:
-        raise HalfVError(
-            f"the model is spread over {', '.join(sorted(str(device) for device in devices))}: "
-            "load it on one device, e.g. with device_map='cuda:0'"
-        )
     reason = why_not(DynamicCache(config=family.text.config))
     if reason is not None:
         raise HalfVError(f"this model's own cache is not supported: {reason}")
@@ -43,13 +37,28 @@ def check_evaluating(model: nn.Module) -> None:
         raise HalfVError("the model is in training mode, and HalfV reduces only inference: call model.eval() first")
 
 
-def check_attention(family: Family) -> None:
+def check_attention(family: Family, plan: Plan) -> Kernel:
+    """The kind of mask that the model's attention takes; refuses those in which the plan cannot be expressed."""
     used = family.text.config._attn_implementation
-    if used not in ATTENTION:
+    kernel = kernel_of(used)
+    if kernel is None:
         raise HalfVError(
             f"attention implementation '{used}' is not supported: "
             "call model.set_attn_implementation('sdpa'), or 'eager'"
         )
+    if kernel == "flash" and plan.stages[-1].then == "freeze":
+        raise HalfVError(
+            f"attention implementation '{used}' cannot show frozen visual tokens to the text: "
+            "call model.set_attn_implementation('sdpa'), or use a plan with ssr_mode='sparse'"
+        )
+    return kernel
+
+
+def refuse_continuous_batching(*_: Any) -> None:
+    raise HalfVError(
+        "continuous batching keeps its own paged cache, which HalfV cannot reduce: "
+        "call model.generate, or leave the accelerate(...) block"
+    )
 
 
 def check_generate(model: Any, args: tuple, kwargs: Mapping[str, Any]) -> None:
@@ -83,6 +92,23 @@ def check_generate(model: Any, args: tuple, kwargs: Mapping[str, Any]) -> None:
         )
 
 
+def check_forward(family: Family, core: nn.Module, arguments: Mapping[str, Any], first: int) -> None:
+    """Refuse a forward, of a prefill or of new tokens, that does not belong to this model and this plan."""
+    if core is not family.core:
+        raise HalfVError(
+            "a replica of the accelerated model was called, as DataParallel makes them: "
+            "call the model itself, one process per GPU"
+        )
+    if arguments.get("cache") is not None:
+        refuse_continuous_batching()
+    cache = arguments.get("past_key_values")
+    if any(reduced_layer(cache, layer) is not None for layer in range(first)):
+        raise HalfVError(
+            f"the cache was reduced by a plan that starts before layer {first}: "
+            "go on with that plan, or start again with an empty cache"
+        )
+
+
 def check_blind_embeddings(arguments: Mapping[str, Any]) -> None:
     """Refuse a prompt of embeddings only: visual ones among them could not be told from text."""
     cache = arguments.get("past_key_values")
@@ -94,10 +120,10 @@ def check_blind_embeddings(arguments: Mapping[str, Any]) -> None:
         )
 
 
-def check_prefill(family: Family, arguments: Mapping[str, Any]) -> None:
-    """Refuse a visual prefill that could not be reduced exactly."""
+def check_prefill(family: Family, plan: Plan, arguments: Mapping[str, Any]) -> Kernel:
+    """Refuse a visual prefill that could not be reduced exactly, and tell the kind of mask that it takes."""
     check_evaluating(family.core)
-    check_attention(family)
+    kernel = check_attention(family, plan)
     if arguments.get("input_ids") is None:
         raise HalfVError("the prompt came without input_ids, which say where the visual tokens are: pass them")
     if _asks(family, arguments, "output_attentions"):
@@ -113,6 +139,7 @@ def check_prefill(family: Family, arguments: Mapping[str, Any]) -> None:
     reason = why_not(arguments.get("past_key_values"))
     if reason is not None:
         raise HalfVError(reason)
+    return kernel
 
 
 def check_prompt(visual: Tensor, last: Tensor) -> None:

@@ -54,13 +54,17 @@ class Rows:
     def gather(self, full: Tensor) -> Tensor:
         """Rows of a [B or 1, S, D] tensor: [B, n, D]."""
         full = full.expand(self.index.shape[0], -1, -1)
-        return full.gather(1, self.index[..., None].expand(-1, -1, full.shape[-1]))
+        return full.gather(1, self.index.to(full.device)[..., None].expand(-1, -1, full.shape[-1]))
 
     def scatter(self, full: Tensor, rows: Tensor) -> Tensor:
-        """A copy of `full` with these rows replaced; padding places change nothing."""
+        """A copy of `full` with these rows replaced, on their device; padding places change nothing."""
+        full = full.to(rows.device)
         if self.valid is not None:
-            rows = torch.where(self.valid[..., None], rows, self.gather(full))
-        return full.scatter(1, self.index[..., None].expand_as(rows), rows.to(full.dtype))
+            rows = torch.where(self.valid.to(rows.device)[..., None], rows, self.gather(full))
+        return full.scatter(1, self.index.to(rows.device)[..., None].expand_as(rows), rows.to(full.dtype))
+
+    def to(self, device: torch.device) -> Rows:
+        return Rows(self.index.to(device), None if self.valid is None else self.valid.to(device))
 
     def join(self, other: Rows) -> Rows:
         """These places followed by the other's."""

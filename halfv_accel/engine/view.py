@@ -60,7 +60,7 @@ class LayerView:
     def states(self) -> Tensor:
         """Hidden states [B, V, H]; "reference" passes them through the final norm first, as the public code does."""
         states = self.visual.gather(self.here.states)
-        return self.family.text.norm(states) if self.fidelity == "reference" else states
+        return self.family.normed(states).to(states.device) if self.fidelity == "reference" else states
 
     def last_token_scores(self, rotary: bool) -> Tensor:
         """softmax(q k / sqrt(d)) over the visual keys, mean over heads: [B, V] float32, 0 on padding.
@@ -72,7 +72,7 @@ class LayerView:
         query = self.family.queries(self.scorer, query_states, query_rotary if rotary else None)  # [B, heads, 1, d]
         keys = self.family.keys(self.scorer, key_states, key_rotary if rotary else None)  # [B, kv_heads, V, d]
         keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], dim=1)
-        logits = (query.float() @ keys.float().mT)[:, :, 0]  # [B, heads, V]
+        logits = (query.float() @ keys.float().mT)[:, :, 0].to(self.present.device)  # [B, heads, V]
         if self.fidelity == "paper":
             logits = logits * query.shape[-1] ** -0.5
         logits = logits.masked_fill(~self.present[:, None], torch.finfo(logits.dtype).min)

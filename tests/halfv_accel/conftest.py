@@ -1,9 +1,12 @@
+from functools import cache
+
 import pytest
 import torch
 
-from .miniatures import MiniLlava, MiniQwen
+from halfv_accel import load_model
 
-MINIATURES = {mini.name: mini for mini in (MiniLlava(), MiniQwen())}
+from .hub import HUB
+from .miniatures import MINIATURES
 
 
 @pytest.fixture(autouse=True)
@@ -19,3 +22,15 @@ def mini(request):
 @pytest.fixture(params=["sdpa", "eager"])
 def attention(request):
     return request.param
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory):
+    """``hub(architecture)``: the folder of a tiny checkpoint in the hub's layout."""
+    return cache(lambda architecture: HUB[architecture].save(tmp_path_factory.mktemp("hub") / architecture))
+
+
+@pytest.fixture(scope="session", params=HUB)
+def loaded(request, hub):
+    """Model and processor of every family, as `load_model` gives them."""
+    return load_model(hub(request.param))

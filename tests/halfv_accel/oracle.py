@@ -12,6 +12,11 @@ import math
 import torch
 import torch.nn.functional as F
 
+ARGUMENTS = {
+    "image": ("pixel_values", "image_grid_thw", "image_sizes"),
+    "video": ("pixel_values_videos", "video_grid_thw"),
+}
+
 
 @torch.no_grad()
 def run(miniature, prompt, plan, new_tokens=0):
@@ -30,49 +35,75 @@ def run(miniature, prompt, plan, new_tokens=0):
 
 
 def forward(miniature, prompt, generated, plan):
+    """A prompt may hold several turns, `turns` says where each ends; `kept` is then the last one's.
+
+    Causal attention keeps an earlier turn from seeing a later one, so all turns can be computed at once, each with its
+    own last text token and its own candidates.
+    """
     model = miniature.model("eager")
-    text, length = model.model.language_model, len(prompt["ids"])
-    hidden, rotary = embed(miniature, model, prompt, generated)
-    visual = [position for position, token in enumerate(prompt["ids"]) if token == miniature.image]
-    reference = plan.get("reference", False)
-    alive, frozen, kept, before = list(visual), [], [], None
+    text, ends = model.model.language_model, prompt.get("turns", [len(prompt["ids"])])
+    hidden, rotary, stacked = embed(miniature, model, prompt, generated)
+    starts, reference = [0, *ends], plan.get("reference", False)
+    visual = [p for p, token in enumerate(prompt["ids"]) if token in placeholders(model).values()]
+    alive = [[p for p in visual if start <= p < end] for start, end in zip(starts, ends, strict=False)]
+    frozen, kept, before = [], [], None
     for index, layer in enumerate(text.layers):
-        if index == plan["ivr"][0] and visual:
+        above = text.layers[index - 1]
+        if index == plan["ivr"][0]:
             _, count, anchors = plan["ivr"]
-            score = scores(text.layers[index - 1], before, None, length - 1, alive, reference)
-            alive = farthest(text, hidden, alive, score, min(count, len(alive)), anchors, reference)
-            kept.append(sorted(alive))
-        if "sparse" in plan and index == plan["sparse"][0] and visual:
-            score = scores(text.layers[index - 1], before, rotary, length - 1, alive, reference)
-            alive = sorted(sorted(alive, key=lambda p: -score[p])[: plan["sparse"][1]])
-            kept.append(alive)
-        if index == plan.get("freeze") and visual:
-            frozen = list(alive)
+            for turn, end in enumerate(ends):
+                if alive[turn]:
+                    score, most = scores(above, before, None, end - 1, alive[turn], reference), len(alive[turn])
+                    alive[turn] = farthest(text, hidden, alive[turn], score, min(count, most), anchors, reference)
+            kept.append(alive[-1])
+        if "sparse" in plan and index == plan["sparse"][0]:
+            for turn, end in enumerate(ends):
+                if alive[turn]:
+                    score = scores(above, before, rotary, end - 1, alive[turn], reference)
+                    alive[turn] = sorted(sorted(alive[turn], key=lambda p: -score[p])[: plan["sparse"][1]])
+            kept.append(alive[-1])
+        if index == plan.get("freeze"):
+            frozen = [p for turn in alive for p in turn]
             kept.append([])
         before = hidden
-        hidden = layer(hidden, attention_mask=hide(visual, alive, hidden.shape[1]), position_embeddings=rotary)
+        mask = hide(visual, [p for turn in alive for p in turn], hidden.shape[1])
+        hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)
         hidden[:, frozen] = before[:, frozen]
-    return model.lm_head(text.norm(hidden))[0], kept
+        if index < len(stacked):  # stands between the layers: a frozen token, put back by the layer, still gets it
+            hidden = hidden + stacked[index]
+    return model.lm_head(text.norm(hidden))[0], kept if visual else []
+
+
+def placeholders(model):
+    """The ids that stand for pictures and for videos."""
+    ids = {kind: getattr(model.config, f"{kind}_token_id", None) for kind in ARGUMENTS}
+    return {kind: token for kind, token in ids.items() if token is not None}
 
 
 def embed(miniature, model, prompt, generated):
-    """Input embeddings with visual features in place, and position embeddings."""
+    """Input embeddings with visual features in place, position embeddings, and what DeepStack adds after each layer."""
     ids = torch.tensor([prompt["ids"] + generated])
-    placeholders = (ids == miniature.image) & (torch.arange(ids.shape[1]) < len(prompt["ids"]))
-    inputs = miniature.features([prompt], torch.where(placeholders, ids, 5))
+    given = torch.arange(ids.shape[1]) < len(prompt["ids"])  # a generated placeholder is text
+    inputs = miniature.features(prompt.get("parts", [prompt]), ids)
     states = model.get_input_embeddings()(ids)
-    if "pixel_values" in inputs:
-        arguments = {name: inputs[name] for name in ("pixel_values", "image_grid_thw") if name in inputs}
-        features = torch.cat(list(model.model.get_image_features(**arguments, return_dict=True).pooler_output))
-        states = states.masked_scatter(placeholders[..., None], features)
+    kinds, stacked = torch.zeros_like(ids), {}
+    for kind, token in placeholders(model).items():
+        arguments = {name: inputs[name] for name in ARGUMENTS[kind] if name in inputs}
+        if arguments:
+            places = (ids == token) & given
+            kinds[places] = 1 if kind == "image" else 2
+            encoded = getattr(model.model, f"get_{kind}_features")(**arguments, return_dict=True)
+            states = states.masked_scatter(places[..., None], torch.cat(list(encoded.pooler_output)))
+            for index, features in enumerate(getattr(encoded, "deepstack_features", None) or []):
+                added = stacked.get(index, torch.zeros_like(states))
+                stacked[index] = added.masked_scatter(places[..., None], torch.cat(list(features)))
     positions = torch.arange(ids.shape[1])[None]
-    if "image_grid_thw" in inputs:
-        kinds = placeholders.long()
-        ids = torch.where(placeholders | (ids != miniature.image), ids, 5)
-        positions, _ = model.model.get_rope_index(ids, mm_token_type_ids=kinds, image_grid_thw=inputs["image_grid_thw"])
-    elif miniature.name.startswith("qwen"):
+    if hasattr(model.model, "get_rope_index"):
         positions = positions.expand(3, 1, -1)
-    return states, model.model.language_model.rotary_emb(states, positions)
+        grids = {name: inputs[name] for name in ("image_grid_thw", "video_grid_thw") if name in inputs}
+        if grids:
+            positions, _ = model.model.get_rope_index(ids, mm_token_type_ids=kinds, **grids)
+    return states, model.model.language_model.rotary_emb(states, positions), stacked
 
 
 def hide(visual, alive, length):
@@ -91,6 +122,8 @@ def scores(layer, states, rotary, last, candidates, reference):
     size = attention.head_dim
     query = F.linear(states[last], attention.q_proj.weight, attention.q_proj.bias).view(-1, size)
     keys = F.linear(states, attention.k_proj.weight, attention.k_proj.bias).view(len(states), -1, size)
+    if hasattr(attention, "q_norm"):
+        query, keys = attention.q_norm(query), attention.k_norm(keys)
     total = dict.fromkeys(candidates, 0.0)
     for head in range(len(query)):
         group = head * keys.shape[1] // len(query)
@@ -116,8 +149,9 @@ def rotate(vector, rotary, position):
 def farthest(text, hidden, candidates, score, count, anchors, reference):
     """Eq. 5, word by word: the candidate whose nearest chosen token is farthest away."""
     states = text.norm(hidden) if reference else hidden
-    unit = {p: states[0, p].double() / states[0, p].double().norm() for p in candidates}
-    distance = {p: {c: float((unit[p] - unit[c]).norm()) for c in candidates} for p in candidates}
+    unit = [states[0, p].double() / states[0, p].double().norm() for p in candidates]
+    table = [(torch.stack(unit) - one).norm(dim=1).tolist() for one in unit]
+    distance = {p: dict(zip(candidates, row, strict=True)) for p, row in zip(candidates, table, strict=True)}
     chosen = sorted(candidates, key=lambda p: -score[p])[:anchors] or [candidates[0]]
     while len(chosen) < count:
         rest = [p for p in candidates if p not in chosen]

@@ -1,36 +1,44 @@
 """An accelerated model computes what the slow masked oracle computes: logits, greedy tokens, and chosen tokens."""
 
+import functools
+
 import pytest
 import torch
 
 from halfv_accel import accelerate, halfv_plan
 
 from . import oracle
+from .miniatures import IMAGE, MINIATURES, VIDEO
 
 TOLERANCE = 1e-4  # largest difference between logits of size about 1, float32; a wrong mask gives more than 1e-1
-NEW_TOKENS = 3
+NEW_TOKENS = 2
 
 PLANS = {
-    "prune": dict(ivr_layer=2, ivr_retention=0.4, anchor_ratio=0.3),
     "prune, no anchors": dict(ivr_layer=1, ivr_retention=0.3, anchor_ratio=0.01),
+    "prune": dict(ivr_layer=2, ivr_retention=0.4, anchor_ratio=0.3),
+    "prune late": dict(ivr_layer=5, ivr_retention=0.6, anchor_ratio=0.1),
     "sparse": dict(ivr_layer=1, ivr_retention=0.5, anchor_ratio=0.2, ssr_mode="sparse", ssr_layer=3, ssr_retention=0.1),
+    "sparse next": dict(ivr_layer=2, ivr_retention=0.5, ssr_mode="sparse", ssr_layer=3, ssr_retention=0.2),
+    "sparse late": dict(ivr_layer=3, ivr_retention=0.7, ssr_mode="sparse", ssr_layer=5, ssr_retention=0.1),
     "freeze": dict(ivr_layer=2, ivr_retention=0.5, anchor_ratio=0.2, ssr_mode="freeze", ssr_layer=4),
     "freeze at once": dict(ivr_layer=2, ivr_retention=0.5, anchor_ratio=0.2, ssr_mode="freeze", ssr_layer=2),
+    "freeze early": dict(ivr_layer=1, ivr_retention=0.5, anchor_ratio=0.2, ssr_mode="freeze", ssr_layer=2),
     "freeze all": dict(ivr_layer=1, ivr_retention=1.0, anchor_ratio=0.2, ssr_mode="freeze", ssr_layer=3),
 }
-BATCHES = {  # (pictures, words in the question) of each row
-    "single": [(1, 6)],
-    "equal": [(1, 6), (1, 6)],
-    "two pictures": [(2, 5)],
-    "ragged": [(1, 6), (2, 9), (1, 3)],
-    "with text only": [(1, 4), (0, 7)],
+BATCHES = {  # (pictures, words in the question, videos) of each row
+    "single": [(1, 6, 0)],
+    "ragged": [(1, 6, 0), (2, 9, 0), (0, 7, 0), (0, 3, 1), (1, 5, 1)],
+    "equal": [(1, 6, 0), (1, 6, 0)],
+    "two pictures": [(2, 5, 0)],
+    "video": [(0, 5, 1)],
+    "picture and videos": [(1, 4, 2)],
 }
 
 
 def counts(plan, visual):
     """The plan in token counts, by the paper's rounding: whole tokens, at least one."""
     kept = max(1, int(visual * plan["ivr_retention"] + 1e-6))
-    spec = {"ivr": (plan["ivr_layer"], kept, int(kept * plan["anchor_ratio"] + 1e-6))}
+    spec = {"ivr": (plan["ivr_layer"], kept, int(kept * plan.get("anchor_ratio", 0.1) + 1e-6))}
     if plan.get("ssr_mode") == "sparse":
         spec["sparse"] = (plan["ssr_layer"], max(1, int(visual * plan["ssr_retention"] + 1e-6)))
     if plan.get("ssr_mode") == "freeze":
@@ -38,47 +46,79 @@ def counts(plan, visual):
     return {**spec, "reference": plan.get("fidelity") == "reference"}
 
 
-def expected(mini, prompts, plan, new_tokens=NEW_TOKENS):
-    visual = [prompt["ids"].count(mini.image) for prompt in prompts]
-    return [oracle.run(mini, prompt, counts(plan, n), new_tokens) for prompt, n in zip(prompts, visual, strict=True)]
+def is_visual(prompt):
+    return torch.tensor([token in (IMAGE, VIDEO) for token in prompt["ids"]])
+
+
+@functools.cache
+def slow(mini, row, plan, new_tokens):
+    prompt = mini.prompt(*row)
+    return oracle.run(mini, prompt, counts(dict(plan), int(is_visual(prompt).sum())), new_tokens)
+
+
+def expected(mini, rows, plan, new_tokens=NEW_TOKENS):
+    """The oracle's results for each row; both attention implementations are held against the same ones."""
+    return [slow(mini, row, tuple(plan.items()), new_tokens) for row in rows]
+
+
+def rows_of(mini, batch):
+    """Arguments of `prompt` for each row of a batch that the family can take."""
+    return [(seed, *shape) for seed, shape in enumerate(BATCHES[batch]) if mini.videos or not shape[2]]
 
 
 def kept_positions(kept, row, offset):
     return [(stage[row].nonzero()[:, 0] - offset).tolist() for stage in kept]
 
 
-@pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("plan", PLANS)
-def test_generation_equals_the_oracle(mini, attention, plan, batch):
-    prompts = [mini.prompt(seed, *shape) for seed, shape in enumerate(BATCHES[batch])]
+def generation_equals_the_oracle(mini, attention, plan, rows):
+    prompts = [mini.prompt(*row) for row in rows]
     model, inputs = mini.model(attention), mini.batch(prompts)
-    with torch.no_grad(), accelerate(model, halfv_plan(**PLANS[plan])) as run:
+    with torch.no_grad(), accelerate(model, halfv_plan(**plan)) as run:
         out = model.generate(
             **inputs, max_new_tokens=NEW_TOKENS + 1, do_sample=False, output_logits=True, return_dict_in_generate=True
         )
     width = inputs["input_ids"].shape[1]
-    for row, (_, tokens, steps, kept) in enumerate(expected(mini, prompts, PLANS[plan])):
+    for row, (_, tokens, steps, kept) in enumerate(expected(mini, rows, plan)):
         offset = width - len(prompts[row]["ids"])
-        if kept:
-            assert kept_positions(run.last.kept, row, offset) == kept
+        assert kept_positions(run.last.kept, row, offset) == (kept or [[] for _ in run.last.stages])
         torch.testing.assert_close(
             torch.stack([step[row] for step in out.logits]), torch.stack(steps), rtol=0, atol=TOLERANCE
         )
         assert out.sequences[row, width : width + NEW_TOKENS].tolist() == tokens
 
 
+@pytest.mark.parametrize("batch", ["single", "ragged"])
+@pytest.mark.parametrize("plan", PLANS)
+def test_generation_equals_the_oracle(mini, attention, plan, batch):
+    generation_equals_the_oracle(mini, attention, PLANS[plan], rows_of(mini, batch))
+
+
+@pytest.mark.parametrize("batch", ["equal", "two pictures"])
+@pytest.mark.parametrize("plan", ["sparse", "freeze"])
+def test_several_pictures_equal_the_oracle(mini, attention, plan, batch):
+    generation_equals_the_oracle(mini, attention, PLANS[plan], rows_of(mini, batch))
+
+
+@pytest.mark.parametrize("mini", [mini for mini in MINIATURES.values() if mini.videos], ids=lambda mini: mini.name)
+@pytest.mark.parametrize("batch", ["video", "picture and videos"])
+@pytest.mark.parametrize("plan", ["sparse", "freeze"])
+def test_videos_equal_the_oracle(mini, attention, plan, batch):
+    generation_equals_the_oracle(mini, attention, PLANS[plan], rows_of(mini, batch))
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("plan", ["sparse", "freeze"])
 def test_forward_gives_all_text_logits(mini, attention, plan, use_cache, side):
-    prompts = [mini.prompt(5, 1, 6), mini.prompt(6, 2, 4)]
+    rows = [(5, 1, 6, 0), (6, 2, 4, 0), (7, 0, 9, int(mini.videos))]
+    prompts = [mini.prompt(*row) for row in rows]
     model, inputs = mini.model(attention), mini.batch(prompts, side)
     with torch.no_grad(), accelerate(model, halfv_plan(**PLANS[plan])):
         logits = model(**inputs, use_cache=use_cache).logits
     assert logits.shape[:2] == inputs["input_ids"].shape
-    for row, (wanted, *_) in enumerate(expected(mini, prompts, PLANS[plan], 0)):
+    for row, (wanted, *_) in enumerate(expected(mini, rows, PLANS[plan], 0)):
         offset = logits.shape[1] - len(wanted) if side == "left" else 0
-        text = torch.tensor([token != mini.image for token in prompts[row]["ids"]])
+        text = ~is_visual(prompts[row])
         mine = logits[row, offset : offset + len(wanted)]
         torch.testing.assert_close(mine[text], wanted[text], rtol=0, atol=TOLERANCE)
 
@@ -91,16 +131,20 @@ REFERENCE = {
 }
 
 
+@pytest.mark.parametrize(
+    "mini", [MINIATURES[name] for name in ("llava", "qwen2.5-vl", "qwen3-vl")], ids=lambda mini: mini.name
+)
 @pytest.mark.parametrize("plan", REFERENCE)
 def test_reference_fidelity_equals_the_reference_oracle(mini, plan):
-    prompts = [mini.prompt(seed) for seed in range(6)]
+    rows = [(seed,) for seed in range(6)]
+    prompts = [mini.prompt(*row) for row in rows]
     kept = {}
     for fidelity in ("paper", "reference"):
         options = dict(REFERENCE[plan], fidelity=fidelity)
         with torch.no_grad(), accelerate(mini.model(), halfv_plan(**options)) as run:
             mini.model()(**mini.batch(prompts))
         kept[fidelity] = [kept_positions(run.last.kept, row, 0) for row in range(len(prompts))]
-        assert kept[fidelity] == [wanted for *_, wanted in expected(mini, prompts, options, 0)]
+        assert kept[fidelity] == [wanted for *_, wanted in expected(mini, rows, options, 0)]
     assert kept["paper"] != kept["reference"]  # or the comparison would show nothing
 
 

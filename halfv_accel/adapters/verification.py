@@ -1,0 +1,118 @@
+"""Is HalfV's idea of a layer the layer's own? Measured on four random tokens before anything is installed.
+
+Scores and frozen keys and values are computed from a layer's norm and projections. A model class that HalfV has never
+seen, or one that a new release of transformers changed, may do more there: scale, clip, normalise. So one layer of each
+kind is run once, and its keys, values and attention output are compared with HalfV's own.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfv_accel.adapters.base import Family, Rotary
+from halfv_accel.errors import HalfVError
+
+TOKENS = 4
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}  # of the largest entry; a wrong formula is off by its own size
+HALF_PRECISION = 5e-2
+
+
+class Witness:
+    """Stands for a cache, and keeps the keys and values that the attention hands it."""
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = keys, values
+        return keys, values
+
+
+@torch.no_grad()
+def check_projections(family: Family) -> None:
+    """Refuse a model whose attention computes other queries, keys or values than the family's formulas.
+
+    Raises
+    ------
+    HalfVError
+        Naming the attention class, and what differs.
+    """
+    kinds = {(type(layer), type(layer.self_attn)): layer for layer in reversed(family.layers)}
+    for (_, attention), layer in kinds.items():
+        try:
+            differs = _difference(family, layer)
+        except Exception as error:
+            raise HalfVError(
+                f"{type(family.model).__name__} with {attention.__name__} is not supported: its layers do not work as "
+                f"HalfV expects ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})"
+            ) from error
+        if differs is not None:
+            raise HalfVError(
+                f"{type(family.model).__name__} with {attention.__name__} is not supported: HalfV computes other "
+                f"{differs} than its attention does, so write an adapter as CONTRIBUTING.md describes"
+            )
+
+
+def _difference(family: Family, layer: Any) -> str | None:
+    """What of a layer's attention HalfV does not reproduce, or None."""
+    weight = next(parameter for parameter in layer.parameters() if parameter.ndim > 1)
+    states = torch.randn(1, TOKENS, family.text.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    dtype = weight.dtype if weight.is_floating_point() else family.text.dtype  # quantized weights are integers
+    states = states.to("cpu" if weight.is_meta else weight.device, dtype)
+    rotary = _rotary(family, states)
+    witness, outputs = Witness(), []
+    handle = layer.self_attn.register_forward_hook(lambda *call: outputs.append(call[-1]))
+    try:
+        result = layer(
+            states,
+            attention_mask=_causal(family, states),
+            position_embeddings=rotary,
+            position_ids=None,
+            past_key_values=witness,
+            use_cache=True,
+        )
+    finally:
+        handle.remove()
+    if not isinstance(result, Tensor):
+        raise TypeError(f"a layer returns a {type(result).__name__} and not a tensor")
+    queries, keys = family.queries(layer, states, rotary), family.keys(layer, states, rotary)
+    values = family.values(layer, states)
+    attended = layer.self_attn.o_proj(_attend(queries, keys, values).to(states.dtype))
+    output = outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
+    pairs = {"keys": (keys, witness.keys), "values": (values, witness.values), "queries": (attended, output)}
+    return next((name for name, (mine, own) in pairs.items() if not _alike(mine, own)), None)
+
+
+def _rotary(family: Family, states: Tensor) -> Rotary:
+    """Position embeddings of the first tokens; multimodal ones take three rows of positions."""
+    positions = torch.arange(3, TOKENS + 3, device=states.device)[None]
+    parameters = getattr(family.text.config, "rope_parameters", None) or {}
+    if "mrope_section" in parameters:
+        positions = positions.expand(3, 1, -1)
+    return family.text.rotary_emb(states, positions)
+
+
+def _causal(family: Family, states: Tensor) -> Tensor | None:
+    """A causal mask for the one kernel that does not make its own."""
+    if family.text.config._attn_implementation != "eager":
+        return None
+    return (
+        torch.full((TOKENS, TOKENS), torch.finfo(states.dtype).min, device=states.device)
+        .triu(1)[None, None]
+        .to(states.dtype)
+    )
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Causal softmax attention, written out: [1, n, heads * head_dim]."""
+    groups = queries.shape[1] // keys.shape[1]
+    keys, values = (heads.repeat_interleave(groups, dim=1).float() for heads in (keys, values))
+    logits = queries.float() @ keys.mT / math.sqrt(queries.shape[-1])
+    hidden = torch.ones(TOKENS, TOKENS, dtype=torch.bool, device=logits.device).triu(1)
+    return (logits.masked_fill(hidden, -torch.inf).softmax(-1) @ values).transpose(1, 2).flatten(2)
+
+
+def _alike(mine: Tensor, own: Tensor) -> bool:
+    tolerance = TOLERANCE.get(own.dtype, HALF_PRECISION)
+    return mine.shape == own.shape and bool((mine - own).abs().max() <= tolerance * own.abs().max())
