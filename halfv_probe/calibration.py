@@ -16,6 +16,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from halfv_accel import Profile, accelerate
+from halfv_accel.adapters import check_projections, family_of
 from halfv_accel.plan import Fidelity
 from halfv_accel.profile import IVR, SSR, Calibration, Evidence, model_info
 from halfv_probe.lifecycle import Lifecycle, measure_lifecycle
@@ -65,6 +66,7 @@ def calibrate(
     ValueError
         If there is no prompt, or the model has fewer than four layers.
     """
+    check_projections(family_of(model))  # minutes earlier than the first accelerated run would
     lifecycle = measure_lifecycle(model, _watched(prompts, "entropy", progress), fidelity)
     kl = np.mean([layer_redundancy(model, p).numpy() for p in _watched(prompts, "layer redundancy", progress)], axis=0)
     stages = detect_stages(lifecycle.entropy["visual"], kl)

@@ -21,14 +21,12 @@ FAMILIES: dict[str, type[Family]] = {
 
 
 def family_of(model: nn.Module) -> Family:
-    """The adapter for a model, checked against the model's own attention.
-
-    A class without an adapter gets the usual one if its parts have the usual places.
+    """The adapter for a model. A class without one gets the usual adapter if its parts have the usual places.
 
     Raises
     ------
     HalfVError
-        If the model has other parts, or its attention computes something else than HalfV does.
+        If the model has other parts.
     """
     whole = isinstance(model, PreTrainedModel)  # a wrapper passes attributes through, and its forward is another
     name = next((cls.__name__ for cls in type(model).__mro__ if cls.__name__ in FAMILIES), None)
@@ -37,9 +35,7 @@ def family_of(model: nn.Module) -> Family:
             f"{type(model).__name__} is not supported: give one of {', '.join(FAMILIES)}, "
             "itself and not wrapped or compiled"
         )
-    family = FAMILIES.get(name or "", Family)(model)
-    check_projections(family)
-    return family
+    return FAMILIES.get(name or "", Family)(model)
 
 
 def could_fit(model: nn.Module) -> bool:
@@ -58,6 +54,7 @@ __all__ = [
     "Qwen2_5VL",
     "Qwen3VL",
     "VideoLlava",
+    "check_projections",
     "could_fit",
     "family_of",
 ]

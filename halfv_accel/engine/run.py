@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from halfv_accel.adapters import Family, family_of
+from halfv_accel.adapters import Family, check_projections, family_of
 from halfv_accel.engine import refusals
 from halfv_accel.engine.cache import reduced_layer
 from halfv_accel.engine.masks import decode_mask
@@ -68,6 +68,7 @@ def accelerate(model: nn.Module, plan: Plan | Profile | str | os.PathLike[str]) 
         raise HalfVError(f"{type(plan).__name__} is not a plan: give a Plan, a Profile or the path of a profile.json")
     plan.check_depth(len(family.layers))
     refusals.check_model(family, plan)
+    check_projections(family)
     return Run(family, plan)
 
 

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from halfv_accel import accelerate, halfv_plan
-from halfv_accel.adapters import FAMILIES, could_fit, family_of
+from halfv_accel.adapters import FAMILIES, check_projections, could_fit, family_of
 
 from . import oracle
 from .miniatures import IMAGE, WIDTH, MiniLlava, widen
@@ -30,7 +30,7 @@ PLAN = halfv_plan(ivr_layer=2, ivr_retention=0.4, anchor_ratio=0.3, ssr_mode="fr
 
 def test_every_family_passes_in_every_precision(mini, attention):
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        family_of(copy.deepcopy(mini.model(attention)).to(dtype))
+        check_projections(family_of(copy.deepcopy(mini.model(attention)).to(dtype)))
 
 
 @pytest.mark.parametrize("part", ["queries", "keys", "values"])
@@ -56,7 +56,7 @@ def test_a_layer_that_returns_something_else_is_refused(mini):
 
 def test_a_structure_that_does_not_fit_is_refused():
     vision = SiglipVisionConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    text = Gemma3TextConfig(**text_options(2), head_dim=8, sliding_window=4)
+    text = Gemma3TextConfig(**text_options(2), head_dim=8, layer_types=["full_attention"] * 6)
     model = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision)).eval()
     assert could_fit(model)  # it has all the parts, and its layers want more than ours
     refusal(lambda: accelerate(model, PLAN), "Gemma3ForConditionalGeneration with Gemma3Attention is not supported")
