@@ -9,6 +9,7 @@ import pytest
 
 from halfv_accel.models import KNOWN_MODELS
 from halfv_accel.profile import json_schema
+from halfv_accel.selfcheck.__main__ import main as selfcheck
 from halfv_cli.main import main
 from halfv_data import scenes
 from tiny_vlm import NAMES
@@ -46,6 +47,8 @@ def test_block(index, folder, monkeypatch, capsys):
             assert re.search(rf"^{command[1]}:", (ROOT / "Makefile").read_text(), flags=re.M), line
         elif command[:1] == ["halfv"]:
             run_command(command[1:], line, capsys)
+        elif command[:3] == ["python", "-m", "halfv_accel.selfcheck"]:
+            assert selfcheck([str(ROOT / command[3])]) == 0
         else:
             assert not command or command[0] in ("pip", "git", "cd"), f"README shows a command nobody tests: {line}"
 
