@@ -28,12 +28,12 @@ class Family:
     placeholders : dict
         Modality -> config field of the token id that stands for its features; a config may lack the field.
     pixels : dict
-        Modality -> argument of the core's forward that brings its pixels.
+        Modality -> arguments of the core's forward that may bring its pixels.
     """
 
     architecture: ClassVar[str] = ""
     placeholders: ClassVar[dict[str, str]] = {"image": "image_token_id", "video": "video_token_id"}
-    pixels: ClassVar[dict[str, str]] = {"image": "pixel_values", "video": "pixel_values_videos"}
+    pixels: ClassVar[dict[str, tuple[str, ...]]] = {"image": ("pixel_values",), "video": ("pixel_values_videos",)}
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -56,8 +56,8 @@ class Family:
         encoded = arguments.get("mm_encoder_outputs") or {}
         return {
             modality
-            for modality, pixels in self.pixels.items()
-            if arguments.get(pixels) is not None or encoded.get(modality) is not None
+            for modality, names in self.pixels.items()
+            if encoded.get(modality) is not None or any(arguments.get(name) is not None for name in names)
         }
 
     def visual_positions(self, input_ids: Tensor, modalities: Iterable[str] = ("image", "video")) -> Tensor:

@@ -1,12 +1,13 @@
 """Is HalfV's idea of a layer the layer's own? Measured on four random tokens before anything is installed.
 
 Scores and frozen keys and values are computed from a layer's norm and projections. A model class that HalfV has never
-seen, or one that a new release of transformers changed, may do more there: scale, clip, normalise. So one layer of each
-kind is run once, and its keys, values and attention output are compared with HalfV's own.
+seen, or one that a new release of transformers changed, may do more there: scale, clip, normalise. So every layer runs
+once, at the cost of a decoding step, and its keys, values and attention output are compared with HalfV's own.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -19,6 +20,11 @@ from halfv_accel.errors import HalfVError
 TOKENS = 4
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}  # of the largest entry; a wrong formula is off by its own size
 HALF_PRECISION = 5e-2
+# What a layer's forward may take: these HalfV shortens, replaces, or can pass on as they are.
+ARGUMENTS = {
+    *("self", "hidden_states", "attention_mask", "position_embeddings", "position_ids", "past_key_values"),
+    *("use_cache", "cache_position", "output_attentions", "kwargs"),
+}
 
 
 class Witness:
@@ -30,36 +36,46 @@ class Witness:
 
 
 @torch.no_grad()
-def check_projections(family: Family) -> None:
+def check_projections(family: Family, first: int = 0) -> None:
     """Refuse a model whose attention computes other queries, keys or values than the family's formulas.
+
+    Parameters
+    ----------
+    first : int
+        Layers from here on are checked. Each of them: some models leave out position embeddings in every fourth.
 
     Raises
     ------
     HalfVError
-        Naming the attention class, and what differs.
+        Naming the layer and its attention, and what differs.
     """
-    kinds = {(type(layer), type(layer.self_attn)): layer for layer in reversed(family.layers)}
-    for (_, attention), layer in kinds.items():
+    for index, layer in enumerate(family.layers):
+        if index < first:
+            continue
+        kind = f"{type(family.model).__name__} with {type(getattr(layer, 'self_attn', layer)).__name__}"
         try:
             differs = _difference(family, layer)
         except Exception as error:
+            why = str(error).splitlines()[0] if str(error) else "no message"
             raise HalfVError(
-                f"{type(family.model).__name__} with {attention.__name__} is not supported: its layers do not work as "
-                f"HalfV expects ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})"
+                f"{kind} is not supported: layer {index} does not work as HalfV expects ({type(error).__name__}: {why})"
             ) from error
         if differs is not None:
             raise HalfVError(
-                f"{type(family.model).__name__} with {attention.__name__} is not supported: HalfV computes other "
-                f"{differs} than its attention does, so write an adapter as CONTRIBUTING.md describes"
+                f"{kind} is not supported: in layer {index} HalfV computes other {differs} than its attention does, "
+                "so write an adapter as CONTRIBUTING.md describes"
             )
 
 
 def _difference(family: Family, layer: Any) -> str | None:
     """What of a layer's attention HalfV does not reproduce, or None."""
+    unknown = set(inspect.signature(type(layer).forward).parameters) - ARGUMENTS
+    if unknown:
+        raise TypeError(f"it takes {', '.join(sorted(unknown))}, which HalfV cannot shorten")
     weight = next(parameter for parameter in layer.parameters() if parameter.ndim > 1)
     states = torch.randn(1, TOKENS, family.text.config.hidden_size, generator=torch.Generator().manual_seed(0))
     dtype = weight.dtype if weight.is_floating_point() else family.text.dtype  # quantized weights are integers
-    states = states.to("cpu" if weight.is_meta else weight.device, dtype)
+    states = states.to(_device(layer, weight), dtype)
     rotary = _rotary(family, states)
     witness, outputs = Witness(), []
     handle = layer.self_attn.register_forward_hook(lambda *call: outputs.append(call[-1]))
@@ -82,6 +98,15 @@ def _difference(family: Family, layer: Any) -> str | None:
     output = outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
     pairs = {"keys": (keys, witness.keys), "values": (values, witness.values), "queries": (attended, output)}
     return next((name for name, (mine, own) in pairs.items() if not _alike(mine, own)), None)
+
+
+def _device(layer: Any, weight: Tensor) -> torch.device:
+    """Where a layer computes; accelerate keeps offloaded weights on "meta" and the place in its hooks."""
+    if not weight.is_meta:
+        return weight.device
+    hooks = (getattr(module, "_hf_hook", None) for module in layer.modules())
+    places = (getattr(hook, "execution_device", None) for hook in hooks)
+    return torch.device(next((place for place in places if place is not None), "cpu"))
 
 
 def _rotary(family: Family, states: Tensor) -> Rotary:

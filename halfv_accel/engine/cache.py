@@ -3,6 +3,9 @@
 transformers asks one layer, the first, how long a sequence is, and counts positions and masks from the answer. So a
 reduced layer answers with the length that the caller knows, and holds fewer keys; which of its places are padding it
 remembers itself. Layer 0 is no exception: should a method shorten it, too, `generate` would go on counting right.
+
+Once one layer of a cache is reduced, all its layers are of this kind: then the first of them, and not one in the
+middle, refuses what may not be done to the cache, before anything has changed.
 """
 
 from __future__ import annotations
@@ -31,13 +34,18 @@ class ReducedLayer(DynamicLayer):
         Those that are not padding; None when all are.
     missing : int
         Tokens of the prompt that have no place here.
+    intact : bool
+        All tokens are here, in the caller's order.
+    open : bool
+        An accelerated forward is under way.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.prefix = self.missing = 0
         self.prefix_valid: Tensor | None = None
-        self._expected = False
+        self.intact = True
+        self.open = False
 
     @property
     def places(self) -> int:
@@ -69,32 +77,31 @@ class ReducedLayer(DynamicLayer):
             tail = real[:, real.shape[1] - self.tail :].to(valid.device)
         return torch.cat([valid, tail], dim=1)
 
-    def expect_prefill(self, rows: Rows, tokens: int, past_valid: Tensor | None) -> None:
+    def seal(self, valid: Tensor | None) -> None:
+        """Make all that is held the prefix; `valid` [B, places] marks padding, None means there is none."""
+        self.prefix, self.prefix_valid = self.places, valid
+
+    def expect(self, rows: Rows, tokens: int, past_valid: Tensor | None) -> None:
         """Announce a prefill's update: these rows stand for `tokens` new ones of the prompt."""
         past, places = self.places, rows.index.shape[1]
         if past_valid is not None or rows.valid is not None:
             if past_valid is None:
                 past_valid = torch.ones(len(rows.index), past, dtype=torch.bool, device=rows.index.device)
             self.prefix_valid = torch.cat([past_valid.to(rows.index.device), rows.present()], dim=1)
-        self.prefix, self.missing, self._expected = past + places, self.missing + tokens - places, True
-
-    def expect_decode(self) -> None:
-        """Announce an update by new tokens that all are held."""
-        self._expected = True
+        self.prefix, self.missing, self.intact = past + places, self.missing + tokens - places, False
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self._expected:
+        if self.places and not self.open:
             raise HalfVError(
                 "this cache was filled by an accelerated prefill: continue inside the same accelerate(...) block, "
                 "or start again with an empty cache"
             )
-        self._expected = False
         return super().update(key_states, value_states, *args, **kwargs)
 
     def reset(self) -> None:
         super().reset()
         self.prefix = self.missing = 0
-        self.prefix_valid = None
+        self.prefix_valid, self.intact = None, True
 
     def crop(self, tokens_to_remove: int) -> None:
         if abs(tokens_to_remove) > self.tail:
@@ -140,27 +147,41 @@ class KeysFirst:
         return self.real.update(key_states, value_states, layer_idx, *args, **kwargs)
 
 
-def adopt(cache: Cache, layer_idx: int) -> ReducedLayer:
-    """The cache's layer as a `ReducedLayer`, with what it holds; a lazily built cache is grown first.
+def adopt(cache: Cache, depth: int, done: int, valid: Tensor | None) -> None:
+    """Make all layers of a cache `ReducedLayer`s, with what they hold, in the middle of an accelerated forward.
 
-    What a plain layer held becomes the tail, because all of it stands in the caller's sequence.
+    Parameters
+    ----------
+    depth : int
+        Decoder layers; a lazily built cache is grown to them.
+    done : int
+        Layers that have stored this forward's tokens already: those belong to their prefix.
+    valid : (B, get_seq_length()) bool Tensor or None
+        Tokens of the caller's sequence that are not padding; None when all are.
     """
-    while len(cache.layers) <= layer_idx and cache.layer_class_to_replicate is not None:
+    while len(cache.layers) < depth and cache.layer_class_to_replicate is not None:
         cache.layers.append(cache.layer_class_to_replicate())
-    plain = cache.layers[layer_idx]
-    if isinstance(plain, ReducedLayer):
-        return plain
-    layer = ReducedLayer()
-    layer.__dict__.update(plain.__dict__)
-    cache.layers[layer_idx] = layer
-    return layer
+    for index, plain in enumerate(cache.layers):
+        if not isinstance(plain, ReducedLayer):
+            layer = cache.layers[index] = ReducedLayer()
+            layer.__dict__.update(plain.__dict__)
+    for layer in cache.layers[:done]:
+        layer.seal(layer.past_valid(valid))
+    set_open(cache, True)
+
+
+def set_open(cache: Any, is_open: bool) -> None:
+    """Let reduced layers take updates while an accelerated forward is under way, or no longer."""
+    for layer in getattr(cache, "layers", []):
+        if isinstance(layer, ReducedLayer):
+            layer.open = is_open
 
 
 def reduced_layer(cache: Any, layer_idx: int) -> ReducedLayer | None:
-    """The cache's layer if an accelerated prefill filled it."""
+    """The cache's layer if an accelerated prefill left it with other tokens than the caller knows."""
     layers = getattr(cache, "layers", [])
     layer = layers[layer_idx] if layer_idx < len(layers) else None
-    return layer if isinstance(layer, ReducedLayer) and layer.places > 0 else None
+    return layer if isinstance(layer, ReducedLayer) and layer.places and not layer.intact else None
 
 
 def why_not(cache: Any) -> str | None:

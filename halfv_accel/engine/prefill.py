@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from halfv_accel.adapters import Family
 from halfv_accel.adapters.base import Rotary
@@ -60,17 +61,22 @@ class Prefill:
         What kind of mask the model's attention takes.
     visual : (B, S) bool Tensor
         Visual tokens of this forward.
-    real : (B, S) bool Tensor
-        All tokens but padding.
-    past_real : (B, P) bool Tensor or None
-        The same of the tokens that the cache holds already; None when none of them is padding.
+    mask : (B, P + S) bool Tensor
+        All tokens but padding, those that the cache holds already first.
+
+    Attributes
+    ----------
+    cache : Cache or None
+        What the forward fills; known once a layer has been reduced.
     """
 
-    def __init__(
-        self, family: Family, plan: Plan, kernel: Kernel, visual: Tensor, real: Tensor, past_real: Tensor | None
-    ) -> None:
-        self.family, self.plan, self.kernel, self.past_real = family, plan, kernel, past_real
+    def __init__(self, family: Family, plan: Plan, kernel: Kernel, visual: Tensor, mask: Tensor) -> None:
+        self.family, self.plan, self.kernel = family, plan, kernel
+        past, real = mask.tensor_split([mask.shape[1] - visual.shape[1]], dim=1)
+        self.valid = None if mask.all() else mask
+        self.past_valid = None if past.all() else past
         self.visual = visual & real
+        self.cache: Cache | None = None
         self.active = self.alive = real
         self.last = last_position(real)
         self.counts: list[int] = self.visual.sum(1).tolist()
@@ -140,31 +146,37 @@ class Prefill:
         self, layout: Layout, index: int, here: LayerInput, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]]:
         """Arguments of a layer that processes fewer rows, and the place in the cache for what it will keep."""
-        cache = kwargs.get("past_key_values")
-        cached = None if cache is None else adopt(cache, index)
-        if layout.shared is None:
+        cached = self._cached(index, kwargs.get("past_key_values"))
+        if layout.shared is None or (cached is not None and cached.places):  # turns leave other lengths in each layer
             layout.shared = self._mask(layout, kwargs.get("attention_mask"), cached, here), here.at(layout.queries)[1]
         mask, rotary = layout.shared
-        if cached is not None and cached.places:  # an earlier turn may have left another length in every layer
-            mask = self._mask(layout, kwargs.get("attention_mask"), cached, here)
         states = layout.queries.gather(here.states)
         # RoPE comes from position_embeddings; position ids with gaps look like packed sequences to flash attention.
         kwargs.update(attention_mask=mask, position_embeddings=rotary, position_ids=None)
         if cached is not None:
-            cached.expect_prefill(layout.rows, here.states.shape[1], cached.past_valid(self.past_real))
+            cached.expect(layout.rows, here.states.shape[1], cached.past_valid(self.past_valid))
         if layout.frozen is not None:
             layer = self.family.layers[index]
             idle, idle_rotary = here.at(layout.frozen)
             keys, values = self.family.keys(layer, idle, idle_rotary), self.family.values(layer, idle)
-            kwargs["past_key_values"] = KeysFirst(cache, keys, values)
+            kwargs["past_key_values"] = KeysFirst(self.cache, keys, values)
         if args:
             return (states, *args[1:]), kwargs
         return (), {**kwargs, "hidden_states": states}
 
+    def _cached(self, index: int, cache: Cache | None) -> ReducedLayer | None:
+        """The layer's part of the cache, ready for a reduced update."""
+        if cache is None:
+            return None
+        if self.cache is not cache:
+            self.cache = cache
+            adopt(cache, len(self.family.layers), index, self.valid)
+        return cast(ReducedLayer, cache.layers[index])
+
     def _mask(
         self, layout: Layout, base: Tensor | None, cached: ReducedLayer | None, here: LayerInput
     ) -> Tensor | None:
-        past, valid = (0, None) if cached is None else (cached.places, cached.past_valid(self.past_real))
+        past, valid = (0, None) if cached is None else (cached.places, cached.past_valid(self.past_valid))
         return prefill_mask(base, layout.queries, layout.frozen, past, valid, self.kernel, here.states.dtype)
 
     def _move(self, device: torch.device) -> None:

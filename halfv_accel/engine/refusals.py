@@ -25,7 +25,7 @@ def check_model(family: Family, plan: Plan) -> None:
     model = family.model
     check_evaluating(model)
     check_attention(family, plan)
-    if getattr(model, "_compiled_call_impl", None) is not None:
+    if any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()):
         raise HalfVError("the model is compiled, and a compiled forward cannot change its length: load it again")
     reason = why_not(DynamicCache(config=family.text.config))
     if reason is not None:
@@ -75,6 +75,8 @@ def check_generate(model: Any, args: tuple, kwargs: Mapping[str, Any]) -> None:
         raise HalfVError(
             "generate(use_cache=False) would choose visual tokens anew for every generated token: leave use_cache on"
         )
+    if given.get("custom_generate") is not None:
+        raise HalfVError("custom_generate runs a loop of its own, which HalfV cannot check: leave it out")
     for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp"):
         if setting(name):
             raise HalfVError(
@@ -101,22 +103,16 @@ def check_forward(family: Family, core: nn.Module, arguments: Mapping[str, Any],
         )
     if arguments.get("cache") is not None:
         refuse_continuous_batching()
-    cache = arguments.get("past_key_values")
+    cache, embeds = arguments.get("past_key_values"), arguments.get("inputs_embeds")
+    if arguments.get("input_ids") is None and embeds is not None and embeds.shape[1] > 1:
+        raise HalfVError(
+            "the prompt came as inputs_embeds without input_ids, which say where the visual tokens are: "
+            "pass input_ids and pixel_values"
+        )
     if any(reduced_layer(cache, layer) is not None for layer in range(first)):
         raise HalfVError(
             f"the cache was reduced by a plan that starts before layer {first}: "
             "go on with that plan, or start again with an empty cache"
-        )
-
-
-def check_blind_embeddings(arguments: Mapping[str, Any]) -> None:
-    """Refuse a prompt of embeddings only: visual ones among them could not be told from text."""
-    cache = arguments.get("past_key_values")
-    starts = cache is None or cache.get_seq_length() == 0
-    if starts and arguments.get("input_ids") is None and arguments.get("inputs_embeds") is not None:
-        raise HalfVError(
-            "the prompt came as inputs_embeds, which do not say where the visual tokens are: "
-            "pass input_ids and pixel_values"
         )
 
 
@@ -125,7 +121,7 @@ def check_prefill(family: Family, plan: Plan, arguments: Mapping[str, Any]) -> K
     check_evaluating(family.core)
     kernel = check_attention(family, plan)
     if arguments.get("input_ids") is None:
-        raise HalfVError("the prompt came without input_ids, which say where the visual tokens are: pass them")
+        raise HalfVError("the pictures came without input_ids, which say where the visual tokens are: pass them")
     if _asks(family, arguments, "output_attentions"):
         raise HalfVError(
             "output_attentions would return maps of different sizes for different layers: "
@@ -136,9 +132,15 @@ def check_prefill(family: Family, plan: Plan, arguments: Mapping[str, Any]) -> K
         raise HalfVError(
             "attention_mask is not of shape [batch, sequence], and HalfV cannot tell padding from it: pass a 2-D mask"
         )
-    reason = why_not(arguments.get("past_key_values"))
+    cache = arguments.get("past_key_values")
+    reason = why_not(cache)
     if reason is not None:
         raise HalfVError(reason)
+    length = arguments["input_ids"].shape[1] + (0 if cache is None else cache.get_seq_length())
+    if mask is not None and mask.shape[1] != length:
+        raise HalfVError(
+            f"attention_mask covers {mask.shape[1]} tokens, but cache and prompt hold {length}: pass one entry for each"
+        )
     return kernel
 
 

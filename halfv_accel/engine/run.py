@@ -14,7 +14,9 @@ from __future__ import annotations
 import functools
 import os
 import threading
+import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from torch import Tensor, nn
 
 from halfv_accel.adapters import Family, check_projections, family_of
 from halfv_accel.engine import refusals
-from halfv_accel.engine.cache import reduced_layer
+from halfv_accel.engine.cache import reduced_layer, set_open
 from halfv_accel.engine.masks import decode_mask
 from halfv_accel.engine.prefill import Prefill, last_position
 from halfv_accel.engine.report import PrefillReport
@@ -68,7 +70,7 @@ def accelerate(model: nn.Module, plan: Plan | Profile | str | os.PathLike[str]) 
         raise HalfVError(f"{type(plan).__name__} is not a plan: give a Plan, a Profile or the path of a profile.json")
     plan.check_depth(len(family.layers))
     refusals.check_model(family, plan)
-    check_projections(family)
+    check_projections(family, plan.stages[0].layer - 1)
     return Run(family, plan)
 
 
@@ -80,7 +82,8 @@ class Run:
         self.last: PrefillReport | None = None
         self.dormant = False  # another run was installed on top of this one
         self._installed: ExitStack | None = None
-        self._thread = threading.local()  # the prefill under way; a model may serve several threads
+        self._thread = threading.local()  # holds the forward under way; a model may serve several threads
+        self._busy: set[threading.Thread] = set()
 
     def __enter__(self) -> Run:
         return self.install()
@@ -111,10 +114,15 @@ class Run:
         return self
 
     def remove(self) -> None:
-        """Take the hooks off; calling it again does nothing."""
+        """Take the hooks off, after forwards that other threads are in; calling it again does nothing."""
         installed, self._installed = self._installed, None
-        if installed is not None:
-            installed.close()
+        if installed is None:
+            return
+        self.dormant = True  # forwards that begin now are no longer this run's
+        while any(thread.is_alive() for thread in self._busy - {threading.current_thread()}):
+            time.sleep(1e-3)
+        installed.close()
+        self._thread, self._busy = threading.local(), set()
 
     @property
     def first(self) -> int:
@@ -122,43 +130,59 @@ class Run:
         return self.plan.stages[0].layer - 1
 
     @property
-    def prefill(self) -> Prefill | None:
-        """The accelerated prefill that this thread is in."""
-        return getattr(self._thread, "prefill", None)
+    def forward(self) -> Forward | None:
+        """The accelerated forward that this thread is in."""
+        return getattr(self._thread, "forward", None)
 
     def _begin(self, core: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Before a forward: is it a prefill with visual features, and can it be reduced?"""
-        self._thread.prefill = None
+        self._thread.forward = None
         if self.dormant:
             return
         arguments = self.family.core_arguments(args, kwargs)
         refusals.check_forward(self.family, core, arguments, self.first)
+        cache, prefill = arguments.get("past_key_values"), None
         if self.family.modalities(arguments):
-            self._thread.prefill = self._prefill(arguments)
+            prefill = self._prefill(arguments)
         else:
-            refusals.check_blind_embeddings(arguments)
             self._note_text_only(arguments)
+        set_open(cache, True)
+        self._busy.add(threading.current_thread())
+        self._thread.forward = Forward(prefill, cache)
 
     def _prefill(self, arguments: dict[str, Any]) -> Prefill:
         kernel = refusals.check_prefill(self.family, self.plan, arguments)
         ids: Tensor = arguments["input_ids"]
         mask = arguments.get("attention_mask")
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device).bool()
-        past_real, real = mask[:, : mask.shape[1] - ids.shape[1]], mask[:, mask.shape[1] - ids.shape[1] :]
         visual = self.family.visual_positions(ids, self.family.modalities(arguments))
-        refusals.check_prompt(visual, last_position(real))
-        return Prefill(self.family, self.plan, kernel, visual, real, None if past_real.all() else past_real)
+        refusals.check_prompt(visual, last_position(mask[:, mask.shape[1] - ids.shape[1] :]))
+        return Prefill(self.family, self.plan, kernel, visual, mask)
 
     def _end(self, core: nn.Module, args: tuple, output: Any) -> None:
         """After a forward, also a failed one."""
-        prefill, self._thread.prefill = self.prefill, None
-        if prefill is not None and len(prefill.report.stages) == len(self.plan.stages):
-            self.last = prefill.report
+        forward, self._thread.forward = self.forward, None
+        self._busy.discard(threading.current_thread())
+        if forward is None:
+            return
+        set_open(forward.cache, False)
+        if forward.prefill is not None:
+            set_open(forward.prefill.cache, False)
+            if len(forward.prefill.report.stages) == len(self.plan.stages):
+                self.last = forward.prefill.report
 
     def _note_text_only(self, arguments: dict[str, Any]) -> None:
         cache, ids = arguments.get("past_key_values"), arguments.get("input_ids")
         if ids is not None and (cache is None or cache.get_seq_length() == 0):
             self.last = PrefillReport(visual_tokens=[0] * ids.shape[0])
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A forward of the core in one thread, under the run that was awake when it began."""
+
+    prefill: Prefill | None
+    cache: Any
 
 
 class LayerHooks:
@@ -168,15 +192,15 @@ class LayerHooks:
         self.run, self.index = run, index
 
     def enter(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        if self.run.dormant:
+        forward = self.run.forward
+        if forward is None:
             return None
-        prefill = self.run.prefill
-        reduced = None if prefill is None else prefill.enter(self.index, args, kwargs)
+        reduced = None if forward.prefill is None else forward.prefill.enter(self.index, args, kwargs)
         return self._all(args, kwargs) if reduced is None else reduced
 
     def leave(self, layer: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
-        prefill = self.run.prefill
-        return None if prefill is None else prefill.leave(output)
+        forward = self.run.forward
+        return None if forward is None or forward.prefill is None else forward.prefill.leave(output)
 
     def _all(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """The layer processes all tokens; on a shortened cache only the mask is of the wrong width."""
@@ -187,7 +211,6 @@ class LayerHooks:
         kernel = refusals.check_attention(self.run.family, self.run.plan)
         tail = cached.tail + hidden.shape[1]
         mask = decode_mask(kwargs.get("attention_mask"), cached.prefix, cached.prefix_valid, tail, hidden, kernel)
-        cached.expect_decode()
         return args, {**kwargs, "attention_mask": mask, "position_ids": None}
 
 
@@ -200,7 +223,7 @@ def wake_newest(core: nn.Module) -> None:
 
 def runs_on(core: nn.Module) -> list[Run]:
     """Installed runs, oldest first."""
-    owners = (getattr(hook, "__self__", None) for hook in core._forward_pre_hooks.values())
+    owners = [getattr(hook, "__self__", None) for hook in list(core._forward_pre_hooks.values())]
     return [owner for owner in owners if isinstance(owner, Run)]
 
 
@@ -215,6 +238,7 @@ class Guard:
 
     def __init__(self, model: Any, name: str) -> None:
         self.model, self.check, self.original = model, GUARDED[name], getattr(model, name)
+        self.own = vars(model).get(name)  # what a user had put on the instance
         functools.update_wrapper(self, self.original)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -226,18 +250,15 @@ def guard(model: Any, stack: ExitStack) -> None:
     """Guard the model's methods until the stack closes and no other run is left."""
     if not runs_on(model.model):
         for name in GUARDED:
-            own = vars(model).get(name)
             setattr(model, name, Guard(model, name))
-            vars(model)[name].own = own
     stack.callback(unguard, model)
 
 
 def unguard(model: Any) -> None:
-    if runs_on(model.model):
-        return
-    for name in GUARDED:
-        own = vars(model)[name].own
-        if own is None:
+    """Put the methods back, unless another run is left or somebody has put something else there meanwhile."""
+    for name in () if runs_on(model.model) else GUARDED:
+        current = vars(model).get(name)
+        if isinstance(current, Guard):
             delattr(model, name)
-        else:
-            setattr(model, name, own)
+            if current.own is not None:
+                setattr(model, name, current.own)

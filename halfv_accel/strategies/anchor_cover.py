@@ -73,11 +73,14 @@ def farthest_points(states: Tensor, present: Tensor, anchors: Tensor, budget: Te
     -------
     (B, V) bool Tensor
     """
-    directions = F.normalize(states.float(), dim=-1)
-    table = directions @ directions.mT if states.shape[1] <= TABLE_LIMIT else None
-    chosen = anchors & present
+    with torch.autocast(states.device.type, enabled=False):  # it would compare in half precision
+        return _grow(F.normalize(states.float(), dim=-1), present, anchors & present, budget)
+
+
+def _grow(directions: Tensor, present: Tensor, chosen: Tensor, budget: Tensor) -> Tensor:
+    table = directions @ directions.mT if directions.shape[1] <= TABLE_LIMIT else None
     nearest = _largest_cosine(directions, chosen)  # [B, V]: to the nearest chosen token
-    rows = torch.arange(states.shape[0], device=states.device)
+    rows = torch.arange(directions.shape[0], device=directions.device)
     wanted = budget - chosen.sum(1)
     for step in range(int(wanted.max())):
         pick = nearest.masked_fill(chosen | ~present, torch.inf).argmin(dim=1)

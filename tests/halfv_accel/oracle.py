@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 ARGUMENTS = {
-    "image": ("pixel_values", "image_grid_thw", "image_sizes"),
+    "image": ("pixel_values", "pixel_values_images", "image_grid_thw", "image_sizes"),
     "video": ("pixel_values_videos", "video_grid_thw"),
 }
 

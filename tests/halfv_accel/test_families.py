@@ -48,3 +48,14 @@ def test_deepstack_and_nothing_else_reaches_frozen_tokens(attention, videos):
         assert added.abs().max() > 0.1
         assert torch.equal(states[index + 1][0, frozen], states[index][0, frozen] + added)
     assert torch.equal(states[5][0, frozen], states[4][0, frozen])
+
+
+def test_pictures_of_video_llava_under_either_name():
+    """Its processor, and older releases of transformers, call them pixel_values_images."""
+    mini = MINIATURES["video-llava"]
+    inputs = mini.batch([mini.prompt(0)])
+    pixels = inputs.pop(next(name for name in inputs if name.startswith("pixel")))
+    family = family_of(mini.model())
+    for name in ("pixel_values", "pixel_values_images"):
+        assert family.modalities({**inputs, name: pixels}) == {"image"}
+    assert family.modalities(inputs) == set()

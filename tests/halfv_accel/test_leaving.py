@@ -1,8 +1,10 @@
 """Leaving restores the model: after any nesting, any exception, any order of removal, and after a thousand calls."""
 
 import copy
+import functools
 import gc
 import io
+from threading import Thread
 
 import pytest
 import torch
@@ -119,7 +121,7 @@ def test_leaving_by_an_exception_in_the_middle_of_a_prefill(mini, site):
             model(**inputs)
         finally:
             handle.remove()
-            assert run.prefill is None  # nothing of the failed prefill leaks into the next forward
+            assert run.forward is None  # nothing of the failed prefill leaks into the next forward
     assert snapshot(model) == before
 
 
@@ -157,6 +159,81 @@ def test_a_generate_of_ones_own_comes_back(mini):
         assert model.generate is own
     finally:
         del model.generate
+
+
+@pytest.mark.parametrize("change", ["wrap", "delete"])
+def test_a_generate_that_somebody_changed_meanwhile_is_theirs(mini, change):
+    model = mini.model()
+    handle = accelerate(model, PLAN).install()
+    if change == "wrap":
+        model.generate = theirs = functools.partial(model.generate)
+    else:
+        del model.generate
+    handle.remove()
+    try:
+        assert change == "delete" or model.generate is theirs
+        assert "init_continuous_batching" not in vars(model)
+    finally:
+        vars(model).pop("generate", None)
+
+
+def test_an_interrupt_leaves_nothing_either(mini):
+    """Ctrl-C is no Exception, and hooks that always run do not run then."""
+    model, inputs = mini.model(), mini.batch([mini.prompt(0)])
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), accelerate(model, PLAN) as run:
+        handle = model.model.language_model.layers[3].register_forward_pre_hook(interrupt)
+        try:
+            model(**inputs)
+        finally:
+            handle.remove()
+    assert run.forward is None
+    with accelerate(model, PLAN):
+        model(**inputs)
+
+
+@pytest.mark.parametrize("turns", [1, 2])
+@torch.no_grad()
+def test_another_thread_may_install_and_remove_in_the_middle_of_a_forward(mini, turns):
+    """A forward stays with the run under which it began, and that run's removal waits for it."""
+    model, inputs = mini.model(), mini.batch([mini.prompt(0)])
+    other = accelerate(model, PLANS[1])
+
+    def talk(between):
+        cache = None
+        for turn in range(turns):
+            handle = model.model.language_model.layers[3].register_forward_pre_hook(
+                between if turn == turns - 1 else lambda *_: None
+            )
+            full = torch.ones(1, (turn + 1) * inputs["input_ids"].shape[1], dtype=torch.long)
+            places = torch.arange(full.shape[1])[None, -inputs["input_ids"].shape[1] :]
+            out = model(**{**inputs, "attention_mask": full, "position_ids": places}, past_key_values=cache)
+            cache = out.past_key_values
+            handle.remove()
+        return out.logits
+
+    with accelerate(model, PLAN) as run:
+        wanted = talk(lambda *_: None)
+        assert torch.equal(talk(lambda *_: in_thread(other.install)), wanted)
+        other.remove()
+        removal = Thread(target=run.remove)
+
+        def begin_removal(*_):
+            removal.start()
+            removal.join(0.05)  # it waits for this very forward
+
+        assert torch.equal(talk(begin_removal), wanted)
+        removal.join()
+    assert not model.model._forward_pre_hooks
+
+
+def in_thread(action):
+    thread = Thread(target=action)
+    thread.start()
+    thread.join()
 
 
 def test_a_run_can_be_installed_again_but_not_twice(mini):

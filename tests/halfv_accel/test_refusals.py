@@ -35,6 +35,7 @@ GENERATE = {
     "prefill_chunk_size": dict(prefill_chunk_size=4),
     "cache_implementation": dict(cache_implementation="static"),
     "assistant_model": dict(assistant_model=nn.Linear(1, 1)),
+    "custom_generate": dict(custom_generate=print),
 }
 
 
@@ -43,7 +44,7 @@ GENERATE = {
 def test_ways_of_generating(mini, word, through, monkeypatch):
     options, model = GENERATE[word], mini.model()
     inputs = mini.batch([mini.prompt(0)])
-    if through != "keyword" and word == "assistant_model":
+    if through != "keyword" and word in ("assistant_model", "custom_generate"):
         pytest.skip("only a keyword")
     if through == "config":
         options = {"generation_config": GenerationConfig(**options)}
@@ -91,6 +92,17 @@ def test_prompts(mini, monkeypatch):
         refusal(lambda: model(inputs_embeds=embeds), "inputs_embeds.*input_ids")
         refusal(lambda: model(**inputs, output_attentions=True), "output_attentions")
         refusal(lambda: model(**{**inputs, "attention_mask": four}), "2-D mask")
+        short = inputs["attention_mask"][:, 1:]
+        refusal(lambda: model(**{**inputs, "attention_mask": short}), "covers .* tokens, but .* hold")
+
+
+def test_embeddings_behind_a_cache(mini):
+    """Several at once may be a picture; one is a generated token."""
+    model = mini.model()
+    with torch.no_grad(), accelerate(model, PLAN):
+        cache = model(**mini.batch([mini.prompt(0)])).past_key_values
+        embeds = model.get_input_embeddings()(torch.tensor([[9, 8]]))
+        refusal(lambda: model(inputs_embeds=embeds, past_key_values=cache), "inputs_embeds without input_ids")
 
 
 def test_features_with_embeddings_only(mini):
@@ -108,6 +120,9 @@ def test_models(mini):
     refusal(lambda: accelerate(bert, PLAN), "BertModel.*LlavaForConditionalGeneration.*Qwen2_5_VL")
     refusal(lambda: accelerate(torch.compile(model), PLAN), "not wrapped or compiled")
     refusal(lambda: accelerate(copy.deepcopy(model).train(), PLAN), r"model\.eval\(\)")
+    compiled = copy.deepcopy(model)
+    compiled.model.language_model.layers[1].compile(backend="eager")
+    refusal(lambda: accelerate(compiled, PLAN), "compiled")
     refusal(lambda: accelerate(model, halfv_plan(ivr_layer=6, ivr_retention=0.5)), "the model has 6 layers")
     refusal(lambda: accelerate(model, {"ivr": 2}), "dict is not a plan")
     refusal(lambda: accelerate(model, "missing.json"), "missing.json does not exist")
@@ -154,15 +169,41 @@ def test_a_cache_of_an_earlier_starting_plan(mini, monkeypatch):
         refusal(lambda: model(input_ids=torch.tensor([[9]]), past_key_values=cache), "starts before layer 3")
 
 
-def test_cropping_into_the_prompt(mini):
-    model, inputs = mini.model(), mini.batch([mini.prompt(0)])
-    with accelerate(model, PLAN):
+def lengths(cache):
+    return [layer.keys.shape[-2] for layer in cache.layers]
+
+
+@torch.no_grad()
+def test_a_refused_cache_is_as_it_was(mini, attention):
+    """Refused in front of the first layer: going on inside the block then works as if nothing had been tried."""
+    model, inputs = mini.model(attention), mini.batch([mini.prompt(0), mini.prompt(1, 2)])
+    step, run = dict(input_ids=torch.tensor([[9], [8]])), accelerate(model, PLAN)
+    with run:
         cache = model(**inputs).past_key_values
-        model(input_ids=torch.tensor([[9, 9]]), past_key_values=cache)
-    reduced = cache.layers[3]
-    refusal(lambda: reduced.crop(-3), "at most 2 tokens")
-    reduced.crop(-2)
-    assert reduced.tail == 0
+        wanted = model(**step, past_key_values=copy.deepcopy(cache)).logits
+    before = lengths(cache)
+    refusal(lambda: model(**step, past_key_values=cache), "inside the same accelerate")
+    refusal(lambda: cache.crop(-1), "at most 0 tokens")
+    assert lengths(cache) == before
+    with run:
+        assert torch.equal(model(**step, past_key_values=cache).logits, wanted)
+        cache.crop(-1)
+        assert lengths(cache) == before
+        assert torch.equal(model(**step, past_key_values=cache).logits, wanted)
+
+
+@torch.no_grad()
+def test_a_cache_that_was_emptied_is_free_again(mini, attention):
+    model, picture, text = mini.model(attention), mini.batch([mini.prompt(0)]), mini.batch([mini.prompt(1, 0)])
+    with accelerate(model, PLAN):
+        cache = model(**picture).past_key_values
+        wanted = model(**picture).logits
+        cache.reset()
+        assert torch.equal(model(**picture, past_key_values=cache).logits, wanted)
+        cache.reset()
+        inside = model(**text, past_key_values=cache).logits
+    cache.reset()
+    assert torch.equal(model(**text, past_key_values=cache).logits, inside)
 
 
 def test_training_inside_the_block(mini):

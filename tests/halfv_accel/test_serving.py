@@ -9,6 +9,7 @@ import torch
 from accelerate import cpu_offload, disk_offload, dispatch_model
 
 from halfv_accel import accelerate, halfv_plan
+from halfv_accel.strategies.anchor_cover import farthest_points
 
 PLANS = {
     "sparse": halfv_plan(ivr_layer=2, ivr_retention=0.5, ssr_mode="sparse", ssr_layer=4, ssr_retention=0.1),
@@ -119,3 +120,18 @@ def test_weights_in_other_places(mini, plan, way, tmp_path):
             assert torch.equal(away(**inputs).logits, logits)
             assert torch.equal(away.generate(**inputs, **OPTIONS), tokens)
         assert all(torch.equal(a, b) for a, b in zip(run.last.kept, kept, strict=True))
+
+
+@torch.no_grad()
+def test_autocast_chooses_as_full_precision_products_do(mini):
+    """Scores and cosines are float32 products even where autocast would make them bfloat16."""
+    model, inputs = mini.model(), mini.batch([mini.prompt(0)])
+    states = torch.randn(2, 40, 32)
+    present = torch.ones(2, 40, dtype=torch.bool)
+    arguments = (states, present, torch.zeros_like(present), torch.tensor([15, 20]))
+    wanted = farthest_points(*arguments)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(farthest_points(*arguments), wanted)
+        with accelerate(model, PLANS["freeze"]) as run:
+            assert model(**inputs).logits.isfinite().all()
+    assert run.last.stages

@@ -12,6 +12,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     Qwen2Config,
     SiglipVisionConfig,
+    SmolLM3Config,
     VipLlavaConfig,
     VipLlavaForConditionalGeneration,
 )
@@ -43,7 +44,7 @@ def test_a_formula_that_is_off_by_a_hundredth_is_refused(mini, part, monkeypatch
 
 def test_another_scale_of_attention_is_refused(mini):
     model = copy.deepcopy(mini.model())
-    model.model.language_model.layers[0].self_attn.scaling *= 1.1
+    model.model.language_model.layers[4].self_attn.scaling *= 1.1
     refusal(lambda: accelerate(model, PLAN), "other queries")
 
 
@@ -52,6 +53,27 @@ def test_a_layer_that_returns_something_else_is_refused(mini):
     layer = model.model.language_model.layers[2]
     layer.__class__ = type("Other", (type(layer),), {"forward": lambda self, *_, **__: (1, 2)})
     refusal(lambda: accelerate(model, PLAN), "returns a tuple")
+
+
+def test_layers_that_take_more_or_have_less_are_refused(mini):
+    model = copy.deepcopy(mini.model())
+    layer = model.model.language_model.layers[2]
+    layer.__class__ = type("Other", (type(layer),), {"forward": lambda self, hidden_states, kinds, **_: hidden_states})
+    refusal(lambda: accelerate(model, PLAN), "layer 2 .*takes kinds")
+    model = copy.deepcopy(mini.model())
+    del model.model.language_model.layers[3].self_attn
+    refusal(lambda: accelerate(model, PLAN), "layer 3 .*self_attn")
+
+
+def test_a_language_model_without_positions_in_every_fourth_layer_is_refused():
+    class Mini(MiniLlava):
+        def build(self):
+            text = SmolLM3Config(**text_options(2), no_rope_layers=[1, 1, 1, 0, 1, 1])
+            return LlavaForConditionalGeneration(
+                LlavaConfig(vision_config=clip(20), text_config=text, image_token_index=IMAGE, vision_feature_layer=-1)
+            )
+
+    refusal(lambda: accelerate(Mini().model(), PLAN), "layer 3 HalfV computes other keys")
 
 
 def test_a_structure_that_does_not_fit_is_refused():

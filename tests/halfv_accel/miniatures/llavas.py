@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from transformers import (
     CLIPVisionConfig,
@@ -13,6 +15,7 @@ from transformers import (
     MistralConfig,
     VideoLlavaConfig,
     VideoLlavaForConditionalGeneration,
+    VideoLlavaModel,
 )
 
 from .base import IMAGE, VIDEO, Miniature, joined, text_options, words
@@ -111,6 +114,11 @@ class MiniLlavaNextVicuna(MiniLlavaNext):
         return LlamaConfig(**text_options(4))
 
 
+# Older releases, 5.17 among them, call Video-LLaVA's pictures by a name of their own.
+_arguments = inspect.signature(VideoLlavaModel.get_image_features).parameters
+PICTURES = "pixel_values_images" if "pixel_values_images" in _arguments else "pixel_values"
+
+
 class MiniVideoLlava(Miniature):
     """Pictures of 16 visual tokens, and videos of two frames of 17: a video keeps the CLS token of each frame."""
 
@@ -135,9 +143,9 @@ class MiniVideoLlava(Miniature):
         ids += words(draw, question)
         return {
             "ids": ids,
-            "pixel_values": torch.randn(pictures, 3, 16, 16, generator=draw),
+            PICTURES: torch.randn(pictures, 3, 16, 16, generator=draw),
             "pixel_values_videos": torch.randn(videos, 2, 3, 16, 16, generator=draw),
         }
 
     def features(self, prompts, ids):
-        return {**joined(prompts, "pixel_values"), **joined(prompts, "pixel_values_videos")}
+        return {**joined(prompts, PICTURES), **joined(prompts, "pixel_values_videos")}
