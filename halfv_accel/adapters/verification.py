@@ -23,7 +23,7 @@ HALF_PRECISION = 5e-2
 # What a layer's forward may take: these HalfV shortens, replaces, or can pass on as they are.
 ARGUMENTS = {
     *("self", "hidden_states", "attention_mask", "position_embeddings", "position_ids", "past_key_values"),
-    *("use_cache", "cache_position", "output_attentions", "kwargs"),
+    *("use_cache", "cache_position", "output_attentions"),
 }
 
 
@@ -69,7 +69,9 @@ def check_projections(family: Family, first: int = 0) -> None:
 
 def _difference(family: Family, layer: Any) -> str | None:
     """What of a layer's attention HalfV does not reproduce, or None."""
-    unknown = set(inspect.signature(type(layer).forward).parameters) - ARGUMENTS
+    parameters = inspect.signature(type(layer).forward).parameters.values()
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    unknown = {parameter.name for parameter in parameters if parameter.kind not in variadic} - ARGUMENTS
     if unknown:
         raise TypeError(f"it takes {', '.join(sorted(unknown))}, which HalfV cannot shorten")
     weight = next(parameter for parameter in layer.parameters() if parameter.ndim > 1)

@@ -168,10 +168,10 @@ class Prefill:
         """The layer's part of the cache, ready for a reduced update."""
         if cache is None:
             return None
-        if self.cache is not cache:
-            self.cache = cache
+        if self.cache is None:
             adopt(cache, len(self.family.layers), index, self.valid)
-        return cast(ReducedLayer, cache.layers[index])
+            self.cache = cache
+        return cast(ReducedLayer, self.cache.layers[index])
 
     def _mask(
         self, layout: Layout, base: Tensor | None, cached: ReducedLayer | None, here: LayerInput
