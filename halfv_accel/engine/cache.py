@@ -100,6 +100,8 @@ class ReducedLayer(DynamicLayer):
 
     def reset(self) -> None:
         super().reset()
+        self.keys = self.values = None  # older releases only fill them with zeros
+        self.is_initialized = False
         self.prefix = self.missing = 0
         self.prefix_valid, self.intact = None, True
 
