@@ -56,6 +56,16 @@ def test_ways_of_generating(mini, word, through, monkeypatch):
         refusal(lambda: model.generate(**inputs, max_new_tokens=2, **options), word)
 
 
+@pytest.mark.parametrize("kind", ["static", "offloaded", "quantized", "paged"])
+def test_cache_implementations(mini, kind, monkeypatch):
+    model, inputs = mini.model(), mini.batch([mini.prompt(0)])
+    with accelerate(model, PLAN):
+        untouched_forward(model, monkeypatch)
+        refusal(
+            lambda: model.generate(**inputs, cache_implementation=kind), f"cache_implementation='{kind}'.*leave it out"
+        )
+
+
 def test_caches(mini, monkeypatch):
     model, inputs = mini.model(), mini.batch([mini.prompt(0)])
     sliding = DynamicCache(config=model.config)
