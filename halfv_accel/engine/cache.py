@@ -40,6 +40,9 @@ class ReducedLayer(DynamicLayer):
         An accelerated forward is under way.
     """
 
+    keys: Any
+    values: Any
+
     def __init__(self) -> None:
         super().__init__()
         self.prefix = self.missing = 0
