@@ -182,6 +182,12 @@ def set_open(cache: Any, is_open: bool) -> None:
             layer.open = is_open
 
 
+def broken_off(cache: Any) -> bool:
+    """Did a forward into a reduced cache fail in the middle, so that its layers know different conversations?"""
+    layers = [layer for layer in getattr(cache, "layers", []) if isinstance(layer, ReducedLayer)]
+    return len({layer.get_seq_length() for layer in layers}) > 1
+
+
 def reduced_layer(cache: Any, layer_idx: int) -> ReducedLayer | None:
     """The cache's layer if an accelerated prefill left it with other tokens than the caller knows."""
     layers = getattr(cache, "layers", [])

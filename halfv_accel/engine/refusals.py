@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from halfv_accel.adapters import Family
-from halfv_accel.engine.cache import reduced_layer, why_not
+from halfv_accel.engine.cache import broken_off, reduced_layer, why_not
 from halfv_accel.engine.masks import Kernel, kernel_of
 from halfv_accel.errors import HalfVError
 from halfv_accel.plan import Plan
@@ -106,9 +106,11 @@ def check_forward(family: Family, core: nn.Module, arguments: Mapping[str, Any],
     cache, embeds = arguments.get("past_key_values"), arguments.get("inputs_embeds")
     if arguments.get("input_ids") is None and embeds is not None and embeds.shape[1] > 1:
         raise HalfVError(
-            "the prompt came as inputs_embeds without input_ids, which say where the visual tokens are: "
+            "several tokens came as inputs_embeds without input_ids, which say where visual tokens are: "
             "pass input_ids and pixel_values"
         )
+    if broken_off(cache):
+        raise HalfVError("a forward into this cache broke off in the middle: start again with an empty cache")
     if any(reduced_layer(cache, layer) is not None for layer in range(first)):
         raise HalfVError(
             f"the cache was reduced by a plan that starts before layer {first}: "

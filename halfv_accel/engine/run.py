@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import threading
 import time
 from contextlib import ExitStack
@@ -82,8 +83,9 @@ class Run:
         self.last: PrefillReport | None = None
         self.dormant = False  # another run was installed on top of this one
         self._installed: ExitStack | None = None
+        self.closing = False  # it is being removed, and waits for forwards that other threads are in
         self._thread = threading.local()  # holds the forward under way; a model may serve several threads
-        self._busy: set[threading.Thread] = set()
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Run:
         return self.install()
@@ -97,7 +99,7 @@ class Run:
     def install(self) -> Run:
         """Put the hooks on; a half-finished installation unwinds."""
         if self._installed is not None:
-            raise HalfVError("this run is installed already: call accelerate(...) again for another one")
+            raise HalfVError("this run is installed already, or being removed: call accelerate(...) for another one")
         core = self.family.core
         with ExitStack() as stack:
             stack.callback(wake_newest, core)
@@ -113,16 +115,37 @@ class Run:
             self._installed = stack.pop_all()
         return self
 
-    def remove(self) -> None:
-        """Take the hooks off, after forwards that other threads are in; calling it again does nothing."""
-        installed, self._installed = self._installed, None
-        if installed is None:
-            return
-        self.dormant = True  # forwards that begin now are no longer this run's
-        while any(thread.is_alive() for thread in self._busy - {threading.current_thread()}):
-            time.sleep(1e-3)
-        installed.close()
-        self._thread, self._busy = threading.local(), set()
+    def remove(self, timeout_s: float = 600) -> None:
+        """Take the hooks off; calling it again does nothing.
+
+        Forwards that other threads are in are waited for; those that begin meanwhile are no longer this run's.
+
+        Raises
+        ------
+        HalfVError
+            Inside a forward of this thread, or if a forward takes longer than `timeout_s` seconds.
+        """
+        core = self.family.core
+        with self._lock:
+            if self._installed is None or self.closing:
+                return
+            if threading.get_ident() in threads_in(core):
+                raise HalfVError("remove() was called in the middle of a forward: call it when the forward is through")
+            self.closing = True
+        try:
+            wake_newest(core)
+            deadline = time.monotonic() + timeout_s
+            while threads_in(core):
+                if time.monotonic() > deadline:
+                    raise HalfVError(f"a forward has been under way for {timeout_s:g} s: call remove() again later")
+                time.sleep(1e-3)
+            self._installed.close()
+            self._installed = None
+        finally:
+            self.closing = False
+            wake_newest(core)
+        self._leave_forward()
+        self._thread = threading.local()
 
     @property
     def first(self) -> int:
@@ -136,7 +159,7 @@ class Run:
 
     def _begin(self, core: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Before a forward: is it a prefill with visual features, and can it be reduced?"""
-        self._thread.forward = None
+        self._leave_forward()  # Ctrl-C leaves a forward without its end
         if self.dormant:
             return
         arguments = self.family.core_arguments(args, kwargs)
@@ -147,7 +170,6 @@ class Run:
         else:
             self._note_text_only(arguments)
         set_open(cache, True)
-        self._busy.add(threading.current_thread())
         self._thread.forward = Forward(prefill, cache)
 
     def _prefill(self, arguments: dict[str, Any]) -> Prefill:
@@ -161,15 +183,18 @@ class Run:
 
     def _end(self, core: nn.Module, args: tuple, output: Any) -> None:
         """After a forward, also a failed one."""
+        forward = self._leave_forward()
+        report = None if forward is None or forward.prefill is None else forward.prefill.report
+        if report is not None and len(report.stages) == len(self.plan.stages):
+            self.last = report
+
+    def _leave_forward(self) -> Forward | None:
+        """Close the caches of this thread's forward, and forget it."""
         forward, self._thread.forward = self.forward, None
-        self._busy.discard(threading.current_thread())
-        if forward is None:
-            return
-        set_open(forward.cache, False)
-        if forward.prefill is not None:
-            set_open(forward.prefill.cache, False)
-            if len(forward.prefill.report.stages) == len(self.plan.stages):
-                self.last = forward.prefill.report
+        if forward is not None:
+            set_open(forward.cache, False)
+            set_open(None if forward.prefill is None else forward.prefill.cache, False)
+        return forward
 
     def _note_text_only(self, arguments: dict[str, Any]) -> None:
         cache, ids = arguments.get("past_key_values"), arguments.get("input_ids")
@@ -217,8 +242,24 @@ class LayerHooks:
 def wake_newest(core: nn.Module) -> None:
     """Of all runs on a model, let the one that was installed last work."""
     runs = runs_on(core)
+    awake = [run for run in runs if not run.closing][-1:]
     for run in runs:
-        run.dormant = run is not runs[-1]
+        run.dormant = run not in awake
+
+
+def threads_in(core: nn.Module) -> set[int]:
+    """Threads that are in a forward of the core at this moment, by what stands on their stacks.
+
+    Counting begins and ends would miscount: torch runs no hook behind a forward that Ctrl-C or SystemExit breaks off.
+    """
+    found = set()
+    for thread, frame in sys._current_frames().items():
+        while frame is not None:
+            if frame.f_code.co_name == "_call_impl" and frame.f_locals.get("self") is core:
+                found.add(thread)
+                break
+            frame = frame.f_back  # type: ignore[assignment]
+    return found
 
 
 def runs_on(core: nn.Module) -> list[Run]:
@@ -242,7 +283,8 @@ class Guard:
         functools.update_wrapper(self, self.original)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.check(self.model, args, kwargs)
+        if runs_on(self.model.model):  # somebody may have kept it beyond its block
+            self.check(self.model, args, kwargs)
         return self.original(*args, **kwargs)
 
 

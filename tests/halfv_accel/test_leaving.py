@@ -4,6 +4,7 @@ import copy
 import functools
 import gc
 import io
+from concurrent.futures import ThreadPoolExecutor
 from threading import Thread
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from halfv_accel import accelerate, halfv_plan
+from halfv_accel import HalfVError, accelerate, halfv_plan
 
 from .miniatures import MINIATURES
 from .refusing import refusal
@@ -228,6 +229,79 @@ def test_another_thread_may_install_and_remove_in_the_middle_of_a_forward(mini, 
         assert torch.equal(talk(begin_removal), wanted)
         removal.join()
     assert not model.model._forward_pre_hooks
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+def test_a_thread_that_was_interrupted_is_not_waited_for(interruption):
+    mini = MINIATURES["llava"]
+    model, inputs = mini.model(), mini.batch([mini.prompt(0)])
+
+    def interrupt(*_):
+        raise interruption
+
+    def work():
+        handle = model.model.language_model.layers[3].register_forward_pre_hook(interrupt)
+        try:
+            model(**inputs)
+        except interruption:
+            handle.remove()
+
+    before, run = snapshot(model), accelerate(model, PLAN).install()
+    with ThreadPoolExecutor(1) as pool:  # its thread lives on
+        pool.submit(work).result()
+        run.remove(timeout_s=5)
+    assert snapshot(model) == before
+
+
+def test_removing_in_the_middle_of_a_forward_is_refused_and_harmless():
+    mini, sentences = MINIATURES["llava"], []
+    model, inputs = mini.model(), mini.batch([mini.prompt(0)])
+
+    def remove_from_inside(*_):
+        removal(5)
+        in_thread(lambda: removal(0.01))  # another thread, which this forward waits for
+
+    def removal(timeout_s):
+        try:
+            run.remove(timeout_s)
+        except HalfVError as error:
+            sentences.append(str(error))
+
+    with torch.no_grad(), accelerate(model, PLAN) as run:
+        wanted = model(**inputs).logits
+        handle = model.model.language_model.layers[3].register_forward_pre_hook(remove_from_inside)
+        assert torch.equal(model(**inputs).logits, wanted)
+        handle.remove()
+        assert torch.equal(model(**inputs).logits, wanted)
+    assert "middle of a forward" in sentences[0]
+    assert "under way for 0.01 s" in sentences[1]
+
+
+def test_a_run_that_waits_to_be_removed_does_not_work_any_more():
+    """The one below it does, and it cannot be installed meanwhile."""
+    mini = MINIATURES["llava"]
+    model, inputs = mini.model(), mini.batch([mini.prompt(0)])
+    alone, seen = expected(mini), []
+
+    def while_a_forward_is_under_way(*_):
+        if seen:
+            return
+        seen.append("begun")
+        removal = Thread(target=top.remove)
+        removal.start()
+        while not top.closing:
+            pass
+        refusal(top.install, "being removed")
+        in_thread(lambda: seen.append(model(**inputs).logits))
+        seen.append(removal)
+
+    with torch.inference_mode(), accelerate(model, PLANS[1]):
+        top = accelerate(model, PLANS[2]).install()
+        handle = model.model.language_model.layers[3].register_forward_pre_hook(while_a_forward_is_under_way)
+        assert torch.equal(model(**inputs).logits, alone[2])
+        handle.remove()
+        seen[2].join()
+        assert torch.equal(seen[1], alone[1])
 
 
 def in_thread(action):

@@ -203,6 +203,26 @@ def test_a_refused_cache_is_as_it_was(mini, attention):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("site", ["self_attn", "mlp"])
+def test_a_cache_whose_forward_broke_off(mini, site):
+    """Its layers hold different conversations, and each alone would go on without a complaint."""
+    model, inputs = mini.model(), mini.batch([mini.prompt(0)])
+    step = dict(input_ids=torch.tensor([[9]]))
+
+    def fail(*_):
+        raise ZeroDivisionError
+
+    with accelerate(model, PLAN):
+        cache = model(**inputs).past_key_values
+        handle = getattr(model.model.language_model.layers[3], site).register_forward_pre_hook(fail)
+        with pytest.raises(ZeroDivisionError):
+            model(**step, past_key_values=cache)
+        handle.remove()
+        refusal(lambda: model(**step, past_key_values=cache), "broke off in the middle.*empty cache")
+        model(**inputs)
+
+
+@torch.no_grad()
 def test_a_cache_that_was_emptied_is_free_again(mini, attention):
     model, picture, text = mini.model(attention), mini.batch([mini.prompt(0)]), mini.batch([mini.prompt(1, 0)])
     with accelerate(model, PLAN):
