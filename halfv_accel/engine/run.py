@@ -18,6 +18,7 @@ import threading
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -129,13 +130,13 @@ class Run:
         with self._lock:
             if self._installed is None or self.closing:
                 return
-            if threading.get_ident() in threads_in(core):
+            if threading.get_ident() in forwards_of(core):
                 raise HalfVError("remove() was called in the middle of a forward: call it when the forward is through")
             self.closing = True
         try:
             wake_newest(core)
-            deadline = time.monotonic() + timeout_s
-            while threads_in(core):
+            deadline, begun = time.monotonic() + timeout_s, forwards_of(core)
+            while begun.items() & forwards_of(core).items():
                 if time.monotonic() > deadline:
                     raise HalfVError(f"a forward has been under way for {timeout_s:g} s: call remove() again later")
                 time.sleep(1e-3)
@@ -247,18 +248,18 @@ def wake_newest(core: nn.Module) -> None:
         run.dormant = run not in awake
 
 
-def threads_in(core: nn.Module) -> set[int]:
-    """Threads that are in a forward of the core at this moment, by what stands on their stacks.
+def forwards_of(core: nn.Module) -> dict[int, FrameType]:
+    """Forwards of the core that are under way, by thread, from what stands on the threads' stacks.
 
     Counting begins and ends would miscount: torch runs no hook behind a forward that Ctrl-C or SystemExit breaks off.
     """
-    found = set()
-    for thread, frame in sys._current_frames().items():
-        while frame is not None:
+    found = {}
+    for thread, top in sys._current_frames().items():
+        frame: FrameType | None = top
+        while frame is not None and thread not in found:
             if frame.f_code.co_name == "_call_impl" and frame.f_locals.get("self") is core:
-                found.add(thread)
-                break
-            frame = frame.f_back  # type: ignore[assignment]
+                found[thread] = frame
+            frame = frame.f_back
     return found
 
 

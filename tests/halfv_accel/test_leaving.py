@@ -5,7 +5,7 @@ import functools
 import gc
 import io
 from concurrent.futures import ThreadPoolExecutor
-from threading import Thread
+from threading import Barrier, Event, Thread
 
 import pytest
 import torch
@@ -229,6 +229,34 @@ def test_another_thread_may_install_and_remove_in_the_middle_of_a_forward(mini, 
         assert torch.equal(talk(begin_removal), wanted)
         removal.join()
     assert not model.model._forward_pre_hooks
+
+
+def test_a_run_leaves_a_model_that_is_never_idle():
+    """Only forwards that began under the run are waited for, or a busy server could not remove it."""
+    mini, stop = MINIATURES["llava"], Event()
+    model, inputs = mini.model(), mini.batch([mini.prompt(0)])
+    inside = Barrier(2)
+
+    def always_in_a_forward():
+        while not stop.is_set():
+            model(**inputs)
+
+    def never_without_one(*_):
+        if not stop.is_set():  # the next forward begins before this one ends
+            inside.wait(60)
+
+    before, run = snapshot(model), accelerate(model, PLAN).install()
+    handle = model.model.language_model.layers[0].register_forward_pre_hook(never_without_one)
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(3):
+            pool.submit(always_in_a_forward)
+        try:
+            run.remove(timeout_s=60)
+        finally:
+            stop.set()
+            inside.abort()
+    handle.remove()
+    assert snapshot(model) == before
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
