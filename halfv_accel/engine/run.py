@@ -86,6 +86,7 @@ class Run:
         self._installed: ExitStack | None = None
         self.closing = False  # it is being removed, and waits for forwards that other threads are in
         self._thread = threading.local()  # holds the forward under way; a model may serve several threads
+        self._busy: dict[int, object] = {}  # by thread, a token for the forward that it is in
         self._lock = threading.Lock()
 
     def __enter__(self) -> Run:
@@ -121,6 +122,12 @@ class Run:
 
         Forwards that other threads are in are waited for; those that begin meanwhile are no longer this run's.
 
+        Parameters
+        ----------
+        timeout_s : float
+            Longest wait. 0 waits for nobody: for a thread that Ctrl-C or SystemExit took out of its forward, of which
+            torch tells nobody.
+
         Raises
         ------
         HalfVError
@@ -130,15 +137,19 @@ class Run:
         with self._lock:
             if self._installed is None or self.closing:
                 return
-            if threading.get_ident() in forwards_of(core):
+            if inside(core):
                 raise HalfVError("remove() was called in the middle of a forward: call it when the forward is through")
             self.closing = True
         try:
             wake_newest(core)
-            deadline, begun = time.monotonic() + timeout_s, forwards_of(core)
-            while begun.items() & forwards_of(core).items():
+            self._busy.pop(threading.get_ident(), None)
+            begun, deadline = list(self._busy.items()), time.monotonic() + timeout_s
+            while timeout_s > 0 and any(self._busy.get(thread) is token for thread, token in begun):
                 if time.monotonic() > deadline:
-                    raise HalfVError(f"a forward has been under way for {timeout_s:g} s: call remove() again later")
+                    raise HalfVError(
+                        f"a forward has been under way for {timeout_s:g} s: call remove() again later, or "
+                        "remove(timeout_s=0) if it was interrupted"
+                    )
                 time.sleep(1e-3)
             self._installed.close()
             self._installed = None
@@ -146,7 +157,7 @@ class Run:
             self.closing = False
             wake_newest(core)
         self._leave_forward()
-        self._thread = threading.local()
+        self._thread, self._busy = threading.local(), {}
 
     @property
     def first(self) -> int:
@@ -161,7 +172,9 @@ class Run:
     def _begin(self, core: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Before a forward: is it a prefill with visual features, and can it be reduced?"""
         self._leave_forward()  # Ctrl-C leaves a forward without its end
+        self._busy[threading.get_ident()] = object()  # before it is asked whether the run is being removed
         if self.dormant:
+            self._busy.pop(threading.get_ident(), None)
             return
         arguments = self.family.core_arguments(args, kwargs)
         refusals.check_forward(self.family, core, arguments, self.first)
@@ -192,6 +205,7 @@ class Run:
     def _leave_forward(self) -> Forward | None:
         """Close the caches of this thread's forward, and forget it."""
         forward, self._thread.forward = self.forward, None
+        self._busy.pop(threading.get_ident(), None)
         if forward is not None:
             set_open(forward.cache, False)
             set_open(None if forward.prefill is None else forward.prefill.cache, False)
@@ -248,19 +262,14 @@ def wake_newest(core: nn.Module) -> None:
         run.dormant = run not in awake
 
 
-def forwards_of(core: nn.Module) -> dict[int, FrameType]:
-    """Forwards of the core that are under way, by thread, from what stands on the threads' stacks.
-
-    Counting begins and ends would miscount: torch runs no hook behind a forward that Ctrl-C or SystemExit breaks off.
-    """
-    found = {}
-    for thread, top in sys._current_frames().items():
-        frame: FrameType | None = top
-        while frame is not None and thread not in found:
-            if frame.f_code.co_name == "_call_impl" and frame.f_locals.get("self") is core:
-                found[thread] = frame
-            frame = frame.f_back
-    return found
+def inside(core: nn.Module) -> bool:
+    """Is this thread in the middle of a forward of the core? Its own stack tells, also behind a Ctrl-C."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "_call_impl" and frame.f_locals.get("self") is core:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def runs_on(core: nn.Module) -> list[Run]:
