@@ -45,25 +45,37 @@ def chat_inputs(
     HalfVError
         If the processor has no chat template, or cannot prepare these pictures or this question.
     """
+    return batch_inputs(processor, [(images, question)], device)
+
+
+def batch_inputs(
+    processor: ProcessorMixin, turns: Sequence[tuple[Sequence[Any], str]], device: torch.device | str = "cpu"
+) -> BatchFeature:
+    """Several user turns of (pictures, question), each a row of its own, padded on the left; else as `chat_inputs`."""
     template = None if getattr(processor, "chat_template", None) else _other_template(processor)
     for token in _placeholders(processor):
-        if token in question:
+        if any(token in question for _, question in turns):
             raise HalfVError(f"the question holds {token}, which stands for a picture or a video: take it out")
-    content = [{"type": "image", "image": image} for image in images] + [{"type": "text", "text": question}]
     try:
         inputs = processor.apply_chat_template(
-            [{"role": "user", "content": content}],
+            [[_user_turn(images, question)] for images, question in turns],
             chat_template=template,
             add_generation_prompt=True,
             tokenize=True,  # here, because transformers then adds no second start token to a template that writes one
             return_dict=True,
             return_tensors="pt",
+            processor_kwargs=dict(padding=True, padding_side="left") if len(turns) > 1 else {},
         )
     except ValueError as error:
         raise HalfVError(
             f"the picture(s) or question could not be prepared ({brief(error)}): give others, e.g. a cropped picture"
         ) from error
     return inputs.to(device)
+
+
+def _user_turn(images: Sequence[Any], question: str) -> dict[str, Any]:
+    pictures = [{"type": "image", "image": image} for image in images]
+    return {"role": "user", "content": [*pictures, {"type": "text", "text": question}]}
 
 
 def _other_template(processor: ProcessorMixin) -> str:

@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from halfv_accel.errors import HalfVError
 from halfv_accel.models import load_model
-from halfv_accel.prompts import VICUNA_TEMPLATE, chat_inputs
+from halfv_accel.prompts import batch_inputs
 from halfv_accel.selfcheck import Check, selfcheck
 
 QUESTIONS = (
@@ -53,23 +53,10 @@ def random_prompts(processor: ProcessorMixin, device: torch.device | str = "cpu"
         If the processor cannot prepare a single prompt.
     """
     draw = torch.Generator().manual_seed(0)
-    pictures = [random_picture(height, width, draw) for (height, width), _ in QUESTIONS]
-    prompts = [dict(chat_inputs(processor, pictures[:1], QUESTIONS[0][1], device))]
+    turns = [([random_picture(height, width, draw)], question) for (height, width), question in QUESTIONS]
+    prompts = [dict(batch_inputs(processor, turns[:1], device))]
     if processor.tokenizer.pad_token_id is not None:
-        contents = [
-            [{"type": "image", "image": picture}, {"type": "text", "text": question}]
-            for picture, (_, question) in zip(pictures, QUESTIONS, strict=True)
-        ]
-        batch = processor.apply_chat_template(
-            [[{"role": "user", "content": content}] for content in contents],
-            chat_template=processor.chat_template or VICUNA_TEMPLATE,  # as `chat_inputs` has it
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs=dict(padding=True, padding_side="left"),
-        )
-        prompts.append(dict(batch.to(device)))
+        prompts.append(dict(batch_inputs(processor, turns, device)))
     return prompts
 
 
