@@ -124,11 +124,8 @@ def _causal(family: Family, states: Tensor) -> Tensor | None:
     """A causal mask for the one kernel that does not make its own."""
     if family.text.config._attn_implementation != "eager":
         return None
-    return (
-        torch.full((TOKENS, TOKENS), torch.finfo(states.dtype).min, device=states.device)
-        .triu(1)[None, None]
-        .to(states.dtype)
-    )
+    least = torch.finfo(states.dtype).min
+    return torch.full((1, 1, TOKENS, TOKENS), least, dtype=states.dtype, device=states.device).triu(1)
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from halfv_accel.adapters.base import Family
 
 class VideoLlava(Family):
     architecture = "VideoLlavaForConditionalGeneration"
-    # Before transformers 5.20 or so, and still in its processor, pictures have a name of their own.
+    # In transformers 5.17, and still in its processor, pictures have a name of their own.
     pixels: ClassVar[dict[str, tuple[str, ...]]] = {
         "image": ("pixel_values", "pixel_values_images"),
         "video": ("pixel_values_videos",),

@@ -70,7 +70,7 @@ steps = st.one_of(
 def test_nested_runs_in_any_order(mini, program):
     """At every moment the newest run works alone, and in the end nothing is left of any."""
     model, inputs = mini.model(), mini.batch([mini.prompt(0)])
-    alone = expected(mini)
+    alone = expected(mini.name)
     model.generate(**inputs, max_new_tokens=1)  # attributes that the model itself makes lazily exist now
     before, runs = snapshot(model), []
     with torch.no_grad():
@@ -92,18 +92,19 @@ def test_nested_runs_in_any_order(mini, program):
     assert torch.equal(model(**inputs).logits, alone[None])
 
 
-def expected(mini, cache={}):  # noqa: B006
+@functools.cache
+def expected(name):
     """Logits of the untouched model and of each plan alone."""
-    if mini.name not in cache:
-        model, inputs = mini.model(), mini.batch([mini.prompt(0)])
-        with torch.no_grad():
-            cache[mini.name] = {None: model(**inputs).logits}
-            for index, plan in enumerate(PLANS):
-                with accelerate(model, plan):
-                    cache[mini.name][index] = model(**inputs).logits
-        logits = list(cache[mini.name].values())
-        assert not any(torch.equal(a, b) for i, a in enumerate(logits) for b in logits[:i])
-    return cache[mini.name]
+    mini = MINIATURES[name]
+    model, inputs = mini.model(), mini.batch([mini.prompt(0)])
+    with torch.no_grad():
+        alone = {None: model(**inputs).logits}
+        for index, plan in enumerate(PLANS):
+            with accelerate(model, plan):
+                alone[index] = model(**inputs).logits
+    logits = list(alone.values())
+    assert not any(torch.equal(a, b) for i, a in enumerate(logits) for b in logits[:i])
+    return alone
 
 
 @pytest.mark.parametrize("site", [0, 1, 2, 3, 5, "lm_head"])
@@ -310,7 +311,7 @@ def test_a_run_that_waits_to_be_removed_does_not_work_any_more():
     """The one below it does, and it cannot be installed meanwhile."""
     mini = MINIATURES["llava"]
     model, inputs = mini.model(), mini.batch([mini.prompt(0)])
-    alone, seen = expected(mini), []
+    alone, seen = expected(mini.name), []
 
     def while_a_forward_is_under_way(*_):
         if seen:
