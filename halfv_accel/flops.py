@@ -1,9 +1,9 @@
 """Floating point operations of a decoder's prefill: counted exactly, and by the paper's formula (Appendix I.6).
 
-A product of an m x k and a k x n matrix counts 2 m k n. Norms, rotary embedding, softmax, activations, the embedding,
-the vision tower and `lm_head` are left out. Attention is counted as the full rectangle queries x keys, which is what
-`eager` and masked kernels compute and what Eq. 43 counts; `causal=True` counts only pairs that causality allows, with
-all visual tokens in front of the text.
+A product of an m x k and a k x n matrix counts 2 m k n. Norms, rotary embedding, softmax, activations, the embedding
+and the vision tower are left out; `lm_head` and the choice of tokens are counted apart. Attention is counted as the
+full rectangle queries x keys, which is what `eager` and masked kernels compute and what Eq. 43 counts; `causal=True`
+counts only pairs that causality allows, with all visual tokens in front of the text.
 
 >>> llava = Decoder(layers=32, hidden=4096, intermediate=11008, heads=32, kv_heads=32, head_dim=128)
 >>> round(paper_flops(llava, visual=576, text=50) / 1e12, 2)      # Table 3, LLaVA-1.5-7B, vanilla
@@ -21,7 +21,7 @@ from halfv_accel.errors import HalfVError
 from halfv_accel.plan import Plan
 from halfv_accel.strategies import Counted
 
-__all__ = ["Decoder", "paper_flops", "prefill_flops", "selection_flops"]
+__all__ = ["Decoder", "head_flops", "paper_flops", "prefill_flops", "selection_flops"]
 
 
 def prefill_flops(config: Any, visual: int, text: int, plan: Plan | None = None, *, causal: bool = False) -> int:
@@ -77,6 +77,17 @@ def selection_flops(config: Any, visual: int, plan: Plan) -> int:
             total += stage.strategy.flops(decoder, alive, kept)
         alive = kept
     return total
+
+
+def head_flops(config: Any, tokens: int = 1) -> int:
+    """Operations of `lm_head`; a prefill in `generate` asks for the logits of one token.
+
+    Parameters
+    ----------
+    config : transformers config
+    """
+    text = config.get_text_config()
+    return 2 * tokens * text.hidden_size * text.vocab_size
 
 
 def _tokens_per_layer(layers: int, visual: int, plan: Plan | None) -> Iterator[tuple[int, int]]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from halfv_accel.errors import HalfVError
+from halfv_accel.evidence import Document, Evidence, Layer, Ratio
 from halfv_accel.files import write_atomically
 from halfv_accel.identity import ModelInfo, fingerprint, model_info
 from halfv_accel.plan import Fidelity, Plan, SSRMode, halfv_plan
@@ -30,18 +31,7 @@ __all__ = [
     "model_info",
 ]
 
-SCHEMA_VERSION = "1.0"
-
-Ratio = Annotated[float, Field(gt=0, le=1)]
-Layer = Annotated[int, Field(ge=1)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Curve = Literal["visual", "text", "all"]
-
-
-class Document(BaseModel):
-    """Part of a profile: unchangeable, and deaf to fields of later minor versions."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
+SCHEMA_VERSION = "1.1"  # 1.1: trials, utility, votes and more curves in the evidence
 
 
 class IVR(Document):
@@ -71,32 +61,6 @@ class Calibration(Document):
     versions: dict[str, str] = Field(default_factory=dict)
 
 
-class Evidence(Document):
-    """The measurements behind the choices."""
-
-    k: int = Field(ge=1, description="Eigenvalues in the truncated matrix entropy.")
-    entropy: dict[Curve, list[Finite]] = Field(
-        description="Mean truncated matrix entropy before each layer and after the last, nats.",
-        json_schema_extra={"required": list(get_args(Curve))},
-    )
-    layer_kl: list[Finite] = Field(default_factory=list, description="Redundancy of each layer (Appendix F), nats.")
-    choices: dict[str, str] = Field(default_factory=dict, description="Why each layer and mode was chosen.")
-    agreement: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        default=None, description="Share of samples whose most likely next token the profile leaves unchanged."
-    )
-    stable: bool = Field(
-        default=True, description="Does the curve show three stages? If not, the plan is a cautious fallback."
-    )
-
-    @field_validator("entropy")
-    @classmethod
-    def _has_all_curves(cls, entropy: dict[Curve, list[float]]) -> dict[Curve, list[float]]:
-        missing = [name for name in get_args(Curve) if name not in entropy]
-        if missing:
-            raise ValueError(f"the curve of {' and of '.join(missing)} is missing")
-        return entropy
-
-
 class Profile(Document):
     """One calibrated model."""
 
@@ -114,15 +78,7 @@ class Profile(Document):
             if layer is not None and layer >= depth:
                 raise ValueError(f"{name} is {layer}, but the model has {depth} layers")
         self.plan()  # the order of stages is the plan's to judge
-        for tokens, curve in self.evidence.entropy.items():
-            if len(curve) != depth + 1:
-                raise ValueError(
-                    f"evidence.entropy.{tokens} has {len(curve)} values, but {depth} layers need {depth + 1}"
-                )
-        if len(self.evidence.layer_kl) not in (0, depth):
-            raise ValueError(
-                f"evidence.layer_kl has {len(self.evidence.layer_kl)} values, but there are {depth} layers"
-            )
+        self.evidence.check_depth(depth)
         return self
 
     @classmethod

@@ -63,11 +63,14 @@ class Family:
     def visual_positions(self, input_ids: Tensor, modalities: Iterable[str] = ("image", "video")) -> Tensor:
         """Where the visual tokens of these modalities are: [B, S] bool."""
         mask = torch.zeros_like(input_ids, dtype=torch.bool)
-        for modality in modalities:
-            token_id = getattr(self.model.config, self.placeholders[modality], None)
-            if token_id is not None:
-                mask |= input_ids == token_id
+        for token_id in self.placeholder_ids(modalities):
+            mask |= input_ids == token_id
         return mask
+
+    def placeholder_ids(self, modalities: Iterable[str] = ("image", "video")) -> list[int]:
+        """Token ids that stand for features of these modalities."""
+        ids = (getattr(self.model.config, self.placeholders[modality], None) for modality in modalities)
+        return [token_id for token_id in ids if token_id is not None]
 
     def queries(self, layer: Any, states: Tensor, rotary: Rotary | None) -> Tensor:
         """Queries of one layer for some of its input states: [B, n, H] -> [B, heads, n, head_dim]."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,7 +20,7 @@ from halfv_accel.engine.report import PrefillReport, StageReport, Stopwatch
 from halfv_accel.engine.rows import Rows
 from halfv_accel.engine.view import LayerInput, LayerView
 from halfv_accel.errors import HalfVError
-from halfv_accel.plan import Plan, Stage
+from halfv_accel.plan import Fidelity, Stage, Then
 
 
 @dataclass
@@ -57,12 +59,16 @@ class Prefill:
 
     Parameters
     ----------
+    fidelity : {"paper", "reference"}
+        Of the plan.
     kernel : {"sdpa", "eager", "flash"}
         What kind of mask the model's attention takes.
     visual : (B, S) bool Tensor
         Visual tokens of this forward.
     mask : (B, P + S) bool Tensor
         All tokens but padding, those that the cache holds already first.
+    stages : tuple of Stage
+        Those that `enter` runs by itself.
 
     Attributes
     ----------
@@ -70,8 +76,16 @@ class Prefill:
         What the forward fills; known once a layer has been reduced.
     """
 
-    def __init__(self, family: Family, plan: Plan, kernel: Kernel, visual: Tensor, mask: Tensor) -> None:
-        self.family, self.plan, self.kernel = family, plan, kernel
+    def __init__(
+        self,
+        family: Family,
+        fidelity: Fidelity,
+        kernel: Kernel,
+        visual: Tensor,
+        mask: Tensor,
+        stages: tuple[Stage, ...] = (),
+    ) -> None:
+        self.family, self.fidelity, self.kernel, self.stages = family, fidelity, kernel, stages
         past, real = mask.tensor_split([mask.shape[1] - visual.shape[1]], dim=1)
         self.valid = None if mask.all() else mask
         self.past_valid = None if past.all() else past
@@ -86,19 +100,41 @@ class Prefill:
         self._before: LayerInput | None = None
         self._full: Tensor | None = None
 
+    @classmethod
+    def of(
+        cls,
+        family: Family,
+        fidelity: Fidelity,
+        kernel: Kernel,
+        arguments: Mapping[str, Any],
+        stages: tuple[Stage, ...] = (),
+    ) -> Prefill:
+        """From the arguments of the core's forward."""
+        ids: Tensor = arguments["input_ids"]
+        mask = arguments.get("attention_mask")
+        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device).bool()
+        visual = family.visual_positions(ids, family.modalities(arguments))
+        return cls(family, fidelity, kernel, visual, mask, stages)
+
     def enter(self, index: int, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """Before decoder layer `index`: run its stages, then reduce its arguments if anything was taken away."""
         hidden = args[0] if args else kwargs["hidden_states"]
         cos, sin = kwargs["position_embeddings"]
         here = LayerInput(hidden, (cos.to(hidden.device), sin.to(hidden.device)))
-        for stage in self.plan.stages:
+        for stage in self.stages:
             if stage.layer == index:
-                self._run(stage, here)
-        self._before = here if any(stage.layer == index + 1 for stage in self.plan.stages) else None
+                self.run(stage, self._before, here)
+        self._before = here if any(stage.layer == index + 1 for stage in self.stages) else None
+        return self.reduce(index, here, args, kwargs)
+
+    def reduce(
+        self, index: int, here: LayerInput, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]] | None:
+        """Arguments of a layer for the rows that it has to process; None while these are all."""
         if self.layout is None:
             return None
-        self._move(hidden.device)
-        self._full = hidden
+        self._move(here.states.device)
+        self._full = here.states
         return self._reduce(self.layout, index, here, args, dict(kwargs))
 
     def leave(self, output: Tensor) -> Tensor | None:
@@ -108,30 +144,43 @@ class Prefill:
         full, self._full = self._full, None
         return self.layout.queries.scatter(full, output)
 
-    def _run(self, stage: Stage, here: LayerInput) -> None:
+    def fork(self) -> Prefill:
+        """A copy that can take another way from here on."""
+        twin = copy.copy(self)
+        twin.report = PrefillReport(self.report.visual_tokens, list(self.report.stages), list(self.report.kept))
+        return twin
+
+    def keep(self, rows: Tensor, then: Then) -> None:
+        """Let later layers process only these rows [B, S] of the active ones; the others are gone or frozen."""
+        self.active = rows
+        if then == "drop":
+            self.alive = rows
+        frozen = Rows.packed_right(self.alive & ~rows) if then == "freeze" else None
+        self.layout = Layout(Rows.packed_right(rows), frozen)
+
+    def run(self, stage: Stage, before: LayerInput | None, here: LayerInput) -> None:
+        """Take away what a stage takes away, given the inputs of the layer before it and of its own layer."""
         watch = Stopwatch(here.states.device)
         totals = self.report.visual_tokens
         budget = [min(token_budget(n, stage.retention), count) for n, count in zip(totals, self.counts, strict=True)]
         self._move(here.states.device)
         candidates = self.active & self.visual
         if budget != self.counts:
-            candidates = self._select(stage, here, candidates, budget)
-            self.active = self.active & (~self.visual | candidates)
-            if stage.then == "drop":
-                self.alive = self.active
-            frozen = Rows.packed_right(self.alive & ~self.active) if stage.then == "freeze" else None
-            self.layout = Layout(Rows.packed_right(self.active), frozen)
+            candidates = self._select(stage, before, here, candidates, budget)
+            self.keep(self.active & (~self.visual | candidates), stage.then)
         self.report.stages.append(StageReport(stage.name, stage.layer, stage.then, self.counts, budget, watch.stop()))
         self.report.kept.append(candidates.to(self._home))
         self.counts = budget
 
-    def _select(self, stage: Stage, here: LayerInput, candidates: Tensor, budget: list[int]) -> Tensor:
+    def _select(
+        self, stage: Stage, before: LayerInput | None, here: LayerInput, candidates: Tensor, budget: list[int]
+    ) -> Tensor:
         """The strategy's choice among the candidates, in full-length positions: [B, S] bool."""
-        if self._before is None:  # this layer's hooks ran without those of the layer before
+        if before is None:  # this layer's hooks ran without those of the layer before
             raise HalfVError(f"layer {stage.layer - 1} was skipped: call the whole model, not single layers")
         visual = Rows.packed_left(candidates)
         scorer = self.family.layers[stage.layer - 1]
-        view = LayerView(self.family, scorer, self._before, here, visual, self.last, self.plan.fidelity)
+        view = LayerView(self.family, scorer, before, here, visual, self.last, self.fidelity)
         wanted = torch.tensor(budget, device=candidates.device)
         chosen = stage.strategy.select(view, wanted)
         fits = chosen.dtype == torch.bool and chosen.shape == visual.index.shape

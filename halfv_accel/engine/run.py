@@ -21,14 +21,13 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from halfv_accel.adapters import Family, check_projections, family_of
 from halfv_accel.engine import refusals
 from halfv_accel.engine.cache import reduced_layer, set_open
 from halfv_accel.engine.masks import decode_mask
-from halfv_accel.engine.prefill import Prefill, last_position
+from halfv_accel.engine.prefill import Prefill
 from halfv_accel.engine.report import PrefillReport
 from halfv_accel.errors import HalfVError
 from halfv_accel.plan import Plan
@@ -188,12 +187,9 @@ class Run:
 
     def _prefill(self, arguments: dict[str, Any]) -> Prefill:
         kernel = refusals.check_prefill(self.family, self.plan, arguments)
-        ids: Tensor = arguments["input_ids"]
-        mask = arguments.get("attention_mask")
-        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device).bool()
-        visual = self.family.visual_positions(ids, self.family.modalities(arguments))
-        refusals.check_prompt(visual, last_position(mask[:, mask.shape[1] - ids.shape[1] :]))
-        return Prefill(self.family, self.plan, kernel, visual, mask)
+        prefill = Prefill.of(self.family, self.plan.fidelity, kernel, arguments, self.plan.stages)
+        refusals.check_prompt(prefill.visual, prefill.last)
+        return prefill
 
     def _end(self, core: nn.Module, args: tuple, output: Any) -> None:
         """After a forward, also a failed one."""
