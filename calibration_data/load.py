@@ -17,16 +17,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
 
 from halfv_data.errors import DataError
-from halfv_data.samples import UNLABELLED, Sample
+from halfv_data.samples import UNLABELLED, Sample, scenes
 
 DEFAULT = Path(__file__).parent / "default"
 METADATA = "metadata.jsonl"
+SHIPPED_SEED = 0
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 TABLES = {".parquet": "parquet", ".json": "json", ".csv": "csv", ".arrow": "arrow"}  # suffix: builder in ``datasets``
 SPLIT_ORDER = ("calibration", "validation", "val", "test", "train")
@@ -59,12 +61,12 @@ def load_samples(source: str | Path | None = None, n: int = 100, seed: int = 0) 
     Parameters
     ----------
     source : str or Path, optional
-        None or "default": the shipped set. A folder: images beside a metadata.jsonl (file_name, question, ...), or each
+        None or "default": the shipped set, and behind it more scenes of the same stream. A folder: images beside a metadata.jsonl (file_name, question, ...), or each
         X.png beside an X.txt with the question in the first line and perhaps the answer in the second. A .jsonl file:
         rows with image (path, relative to the file), question, and perhaps answer and task. Otherwise what
         ``datasets.load_dataset`` opens, with columns image, question (or prompt, text), answer (or answers).
     n : int
-        Fewer come back if the source has fewer. From more, n are drawn without replacement.
+        Fewer come back if the source has fewer (the shipped one never does). From more, n are drawn without replacement.
     seed : int
         Decides which ones are drawn.
 
@@ -85,7 +87,8 @@ def load_samples(source: str | Path | None = None, n: int = 100, seed: int = 0) 
         raise DataError(f"{source} holds no samples: {EXPECTED}")
     rng = random.Random(f"halfv/subset/{seed}")
     drawn = sorted(range(len(rows)), key=lambda _: rng.random())[:n]
-    return [rows[i]() for i in sorted(drawn)]
+    more = islice(scenes(n, SHIPPED_SEED), len(rows), None) if source is None or source == "default" else ()
+    return [*(rows[i]() for i in sorted(drawn)), *more]
 
 
 def shipped_question() -> tuple[Path, str]:
