@@ -9,6 +9,7 @@ import typer
 
 from halfv_cli.calibrate import calibrate
 from halfv_cli.plot_entropy import plot_entropy
+from halfv_cli.report import report
 from halfv_cli.run import run
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.command("calibrate", short_help="Measure a model; write profile.json.")(calibrate)
 app.command("plot-entropy", short_help="Draw a profile's curves.")(plot_entropy)
+app.command("report", short_help="Write a page about a profile.")(report)
 app.command("run", short_help="Ask an accelerated model about a picture.")(run)
 
 
@@ -56,7 +58,7 @@ def _explain(error: Exception) -> tuple[str, int]:
     if own or isinstance(error, OSError):  # what a user can cause; the message names the way out
         return str(error), 1
     if isinstance(error, ModuleNotFoundError):
-        package = "'halfv[probe]'" if error.name in ("matplotlib", "datasets") else error.name
+        package = "'halfv[probe]'" if error.name in ("matplotlib", "scipy", "datasets") else error.name
         return f"{error.name} is not installed: pip install {package}", 1
     return f"unexpected {type(error).__name__}: {error}; run it again with --debug and report what it prints", 1
 

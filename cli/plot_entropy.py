@@ -1,4 +1,4 @@
-"""``halfv plot-entropy``: the curves of a profile as a picture."""
+"""``halfv plot-entropy``: the curves of a profile as a picture, and as numbers beside it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def plot_entropy(
     profile: ProfilePath = Path("profile.json"),
     out: Annotated[Path, typer.Option(help="The picture: .png, .pdf or .svg.")] = Path("entropy.png"),
 ) -> None:
-    """Draw entropy over depth with the stages and the chosen layers."""
+    """Draw entropy and layer redundancy over depth, with the stages and the chosen layers; writes the numbers, too."""
     from halfv_accel import Profile
     from halfv_accel.files import check_writable
     from halfv_probe.plots import plot_entropy as draw
 
     loaded = Profile.load(profile)
     check_writable(out)
-    draw(loaded, out)
-    typer.echo(f"wrote {out}")
+    numbers = draw(loaded, out)
+    typer.echo(f"wrote {out} and {numbers}")

@@ -1,0 +1,73 @@
+"""``halfv report``: a page from a profile alone, and with the model where it can be had."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from .test_bad_input import refused, snapshot
+
+DEMO = Path(__file__).parents[2] / "reports" / "demo" / "profile.json"
+
+
+def test_the_demo_profile_gives_a_page_with_overlays(halfv, tmp_path):
+    result = halfv("report", "--profile", DEMO, "--out", "page.html", "--samples", 2)
+    assert result.code == 0, result.err
+    assert result.out.startswith("wrote page.html (") and result.err == ""
+    page = (tmp_path / "page.html").read_text()
+    assert page.count('download="tokens_') == 2
+    assert "Drawn with tiny-qwen2.5-vl" in page and "of 144 kept from layer 3 (IVR)" in page
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_without_a_model_the_page_says_so(halfv, tmp_path):
+    result = halfv("report", "--profile", DEMO, "--no-model")
+    assert (result.code, result.err) == (0, "")
+    page = (tmp_path / "report.html").read_text()
+    assert "Not drawn: the page was made with --no-model." in page and 'download="tokens_' not in page
+
+
+GONE = {
+    "the model has gone": (("model", "id"), "/gone/model"),
+    "the data have gone": (("calibration", "data"), "gone.jsonl"),
+    "it is another model": (("model", "id"), "tiny-llava"),
+}
+
+
+@pytest.mark.parametrize("case", GONE)
+def test_a_page_is_written_where_the_model_or_its_data_cannot_be_had(halfv, tmp_path, case):
+    (part, field), value = GONE[case]
+    profile = json.loads(DEMO.read_text())
+    profile[part][field] = value
+    (tmp_path / "profile.json").write_text(json.dumps(profile))
+    result = halfv("report")
+    assert result.code == 0
+    assert result.err.startswith("halfv: kept tokens are not drawn: ") and result.err.count("\n") == 1
+    page = (tmp_path / "report.html").read_text()
+    assert "Not drawn, because" in page and 'download="entropy.csv"' in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["--out", "."], "is a folder"),
+        (["--out", "page.pdf"], ".html"),
+        (["--out", "no-such-folder/page.html"], "no-such-folder"),
+        (["--out", "/proc/page.html"], "/proc/page.html"),
+        (["--profile", "no.json"], "no.json does not exist"),
+        (["--samples", "0"], "samples"),
+        (["--samples", "many"], "samples"),
+        (["--device", "banana"], "banana"),
+        (["--dtype", "int8"], "int8"),
+    ],
+)
+def test_bad_report_arguments(halfv, tmp_path, arguments, fragment):
+    profile = [] if "--profile" in arguments else ["--profile", DEMO]
+    before = snapshot(tmp_path)
+    refused(halfv("report", *profile, *arguments), tmp_path, before, fragment)
+
+
+def test_plot_entropy_says_where_the_numbers_are(halfv, tmp_path):
+    result = halfv("plot-entropy", "--profile", DEMO, "--out", "curves.pdf")
+    assert result.out == "wrote curves.pdf and curves.csv\n"
+    assert (tmp_path / "curves.csv").read_text().startswith("boundary,entropy_visual_nats,")
