@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from halfv_accel import Profile
+    from halfv_accel.evidence import Goal
 
-
+SAMPLES = 100
 CLOSE_AGREEMENT = 0.9  # below it, the user hears how to trade speed for agreement
 
 
@@ -28,46 +29,124 @@ def calibrate(
         str,
         typer.Option(help="default (shipped), a folder of pictures with prompts, a .jsonl file, or a data set name."),
     ] = "default",
-    samples: Annotated[int, typer.Option(min=1, help="How many samples to measure on.")] = 100,
-    seed: Annotated[int, typer.Option(help="Which samples are drawn when there are more.")] = 0,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many samples to measure on; 100, or what --max-drop needs.", show_default=False),
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Fastest plan that is shown to lose at most this share of answers, e.g. 0.02.")
+    ] = None,
+    target_flops: Annotated[
+        float | None, typer.Option(help="Most faithful plan within this share of the prefill FLOPs, e.g. 0.45.")
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="Of the bound behind --max-drop.")] = 0.95,
+    k: Annotated[
+        str, typer.Option("--k", help="Eigenvalues in the entropy: elbow, a number, or a share of the energy (0.9).")
+    ] = "elbow",
     fidelity: Annotated[
         Literal["paper", "reference"], typer.Option(help="Which to follow where the public code differs.")
     ] = "paper",
+    latency: Annotated[bool, typer.Option("--latency", help="Also time what pruning saves.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted calibration was.")] = False,
+    seed: Annotated[int, typer.Option(help="Which samples are drawn when there are more, and the bootstrap.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 8,
     device: Device = "auto",
     dtype: Dtype = "auto",
     out: Annotated[Path, typer.Option(help="Where the profile goes.")] = Path("profile.json"),
 ) -> None:
     """Measure a model and choose where its visual tokens are reduced; writes profile.json."""
+    goal, eigenvalues = _goal(max_drop, target_flops, confidence), _k(k)
     from rich.console import Console
 
+    from halfv_accel import HalfVError
     from halfv_accel.files import check_writable
     from halfv_cli.models import lasting_name, open_model
     from halfv_data import fingerprint, load_samples
     from halfv_probe.calibration import calibrate as measure
+    from halfv_probe.journal import Journal, header
     from halfv_probe.prompts import Prompts
 
     check_writable(out)
     started = time.perf_counter()
-    loaded = load_samples(data, samples, seed)
+    wanted = samples or _samples(goal)
+    loaded = load_samples(data, wanted, seed)
     vlm, processor = open_model(model, device, dtype)
-    console = Console(stderr=True)
-    if len(loaded) < samples:
-        typer.echo(
-            f"{data} holds {len(loaded)} samples, fewer than the {samples} asked for: using all of them", err=True
-        )
-    with _progress(console) as show:
-        profile = measure(
-            vlm,
-            Prompts(processor, loaded, vlm.device),
-            model_id=lasting_name(model),
-            data=data,
-            data_fingerprint=fingerprint(loaded),
-            seed=seed,
-            fidelity=fidelity,
-            progress=show,
-        )
+    if len(loaded) < wanted:
+        typer.echo(f"{data} holds {len(loaded)} samples, fewer than {wanted}: using all of them", err=True)
+    place = out.with_name(out.name + ".journal")
+    settings = dict(data=fingerprint(loaded), seed=seed, fidelity=fidelity, batch_size=batch_size)
+    journal = Journal(place, header(vlm, settings), resume)
+    try:
+        with _progress(Console(stderr=True)) as show:
+            profile = measure(
+                vlm,
+                Prompts(processor, loaded, vlm.device, batch_size),
+                model_id=lasting_name(model),
+                data=data,
+                data_fingerprint=fingerprint(loaded),
+                seed=seed,
+                fidelity=fidelity,
+                k=eigenvalues,
+                goal=goal,
+                latency=latency,
+                journal=journal,
+                progress=show,
+            )
+    except HalfVError as error:
+        if place.exists():
+            raise HalfVError(f"{error} (--resume uses again what was measured)") from error
+        raise
+    except KeyboardInterrupt:
+        typer.echo(f"\ninterrupted; {place} keeps what was measured: the same command with --resume goes on", err=True)
+        raise
+    finally:
+        journal.close()
     profile.save(out)
+    journal.remove()
     _print_choices(profile, out, time.perf_counter() - started)
+
+
+def _goal(max_drop: float | None, target_flops: float | None, confidence: float) -> Goal:
+    """What the options ask for."""
+    from halfv_accel import HalfVError
+    from halfv_accel.evidence import Goal
+
+    if max_drop is not None and target_flops is not None:
+        raise HalfVError("--max-drop and --target-flops are two goals: give one of them")
+    for name, value in (("--max-drop", max_drop), ("--target-flops", target_flops), ("--confidence", confidence)):
+        if value is not None and not 0 < value < 1:
+            raise HalfVError(f"{name} is {value:g}: give a share between 0 and 1, for example 0.02 for 2 %")
+    if max_drop is not None:
+        return Goal(kind="max_drop", value=max_drop, confidence=confidence)
+    if target_flops is not None:
+        return Goal(kind="target_flops", value=target_flops, confidence=confidence)
+    return Goal(confidence=confidence)
+
+
+def _k(text: str) -> int | float | str:
+    from halfv_accel import HalfVError
+
+    if text == "elbow":
+        return text
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if 0 < number < 1:
+        return number
+    if number >= 1 and number == int(number):
+        return int(number)
+    raise HalfVError(f"--k is {text!r}: give elbow, a whole number of eigenvalues, or a share of the energy like 0.9")
+
+
+def _samples(goal: Goal) -> int:
+    """How many samples a goal should have: enough that a plan may lose a few and still be shown to be good."""
+    if goal.kind != "max_drop" or goal.value is None:
+        return SAMPLES
+    from halfv_probe.confidence import samples_needed
+
+    few_lost = 2.6 * samples_needed(goal.value, goal.confidence)
+    return max(SAMPLES, -(-int(few_lost) // 100) * 100)
 
 
 @contextmanager
@@ -88,34 +167,48 @@ def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _print_choices(profile: Profile, out: Path, seconds: float) -> None:
-    """The table at the end: what was chosen, and why."""
+    """The table at the end: what was chosen, how sure that is, and why."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     evidence = profile.evidence
     title = f"{profile.model.id}: {profile.model.num_layers} layers, {profile.calibration.samples} samples"
-    table = Table("choice", "value", "why", title=Text(title))  # Text: a path may look like markup
-    source = "fixed" if profile.calibration.fidelity == "reference" else "elbow of the visual spectrum"
-    table.add_row("k (eigenvalues)", str(evidence.k), source)
-    table_9 = "" if profile.ssr.mode == "none" else " (Table 9)"
-    table.add_row("IVR layer", str(profile.ivr.layer), evidence.choices.get("ivr", ""))
-    table.add_row(
-        "IVR keeps", f"{profile.ivr.retention:.0%}", f"{profile.ivr.anchor_ratio:.0%} of them anchors{table_9}"
-    )
-    table.add_row("SSR mode", profile.ssr.mode, evidence.choices.get("mode", ""))
-    if profile.ssr.layer is not None:
-        table.add_row("SSR layer", str(profile.ssr.layer), evidence.choices.get("ssr", ""))
-    if profile.ssr.retention is not None:
-        table.add_row("SSR keeps", f"{profile.ssr.retention:.0%}", "of the original visual tokens (Table 9)")
-    if evidence.agreement is not None:
-        table.add_row("agreement", f"{evidence.agreement:.0%}", "first answer tokens that the plan leaves unchanged")
+    table = Table("choice", "value", "sure", "why", title=Text(title))  # Text: a path may look like markup
+    for row in _rows(profile):
+        table.add_row(*row)
     Console().print(table)
     if not evidence.stable:
-        typer.echo(
-            "warning: this model shows no three stages on these samples; the plan is a cautious fallback", err=True
-        )
+        typer.echo("warning: this model's entropy shows no three stages on these samples", err=True)
+        if evidence.goal.kind == "paper":
+            typer.echo("warning: the plan is a cautious fallback", err=True)
     if evidence.agreement is not None and evidence.agreement < CLOSE_AGREEMENT:
-        changed = f"{1 - evidence.agreement:.0%} of the first answer tokens change"
-        typer.echo(f"note: {changed}; to keep more visual tokens, raise the retentions in {out}", err=True)
-    typer.echo(f"wrote {out} in {seconds:.0f} s; next: halfv run --profile {out}")
+        changed = f"{1 - evidence.agreement:.0%} of the replies change"
+        typer.echo(f"note: {changed}; for a plan that changes fewer, calibrate with --max-drop", err=True)
+    typer.echo(f"wrote {out} in {seconds:.0f} s; next: halfv run --profile {out}, halfv report --profile {out}")
+
+
+def _rows(profile: Profile) -> Iterator[tuple[str, str, str, str]]:
+    """Choice, value, share of resamples in which it won, reason."""
+    evidence, ivr, ssr = profile.evidence, profile.ivr, profile.ssr
+
+    def sure(name: Literal["ivr", "ssr", "mode"], value: object) -> str:
+        share = evidence.votes.get(name, {}).get(str(value))
+        return "" if share is None else f"{share:.0%}"
+
+    why = evidence.choices.get
+    yield "k (eigenvalues)", str(evidence.k), "", evidence.k_source
+    yield "IVR layer", str(ivr.layer), sure("ivr", ivr.layer), why("ivr", "")
+    yield "IVR keeps", f"{ivr.retention:.0%}", "", f"{ivr.anchor_ratio:.0%} of them anchors"
+    yield "SSR mode", ssr.mode, sure("mode", ssr.mode), why("mode", "")
+    if ssr.layer is not None:
+        yield "SSR layer", str(ssr.layer), sure("ssr", ssr.layer), why("ssr", "")
+    if ssr.retention is not None:
+        yield "SSR keeps", f"{ssr.retention:.0%}", "", "of the original visual tokens"
+    yield "curve alone", "", "", why("curve", "")
+    if evidence.flops is not None:
+        yield "prefill FLOPs", f"{evidence.flops:.0%}", "", why("goal", "of untouched")
+    if evidence.agreement is not None and evidence.drop is not None and evidence.drop_bound is not None:
+        bound = f"at most {evidence.drop_bound:.1%}"
+        yield "answers lost", f"{evidence.drop:.1%}", f"{evidence.goal.confidence:.0%}", f"{bound} with this confidence"
+        yield "agreement", f"{evidence.agreement:.0%}", "", "replies that stay the untouched model's"

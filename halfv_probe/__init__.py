@@ -5,24 +5,68 @@
 0.6931471805599453
 """
 
+from halfv_probe.attention import AttentionBalance, attention_balance
 from halfv_probe.calibration import calibrate
 from halfv_probe.elbow import find_elbow
-from halfv_probe.entropy import truncated_entropy
+from halfv_probe.entropy import (
+    Bounds,
+    effective_rank,
+    full_entropy_bounds,
+    participation_ratio,
+    tail_mass,
+    truncated_entropy,
+    truncated_entropy_bounds,
+)
+from halfv_probe.geometry import curvature_energy, mean_turning, turnings
+from halfv_probe.increments import marginal_feature_increments, marginal_information_gains
+from halfv_probe.inflow import InformationInflow, information_inflow
+from halfv_probe.journal import Journal
 from halfv_probe.lifecycle import Lifecycle, measure_lifecycle
+from halfv_probe.maturity import SemanticMaturity, semantic_maturity
 from halfv_probe.prompts import Prompts
-from halfv_probe.redundancy import layer_redundancy
+from halfv_probe.redundancy import Redundancies, layer_redundancy, redundancies
+from halfv_probe.saliency import SaliencyFlow, saliency_flow
 from halfv_probe.spectra import spectrum
 from halfv_probe.stages import Stages, detect_stages
+from halfv_probe.utility import latency_saved, marginal_utility
+from halfv_probe.vision import VisionAttention, vision_attention, vision_effective_rank
 
 __all__ = [
+    "AttentionBalance",
+    "Bounds",
+    "InformationInflow",
+    "Journal",
     "Lifecycle",
     "Prompts",
+    "Redundancies",
+    "SaliencyFlow",
+    "SemanticMaturity",
     "Stages",
+    "VisionAttention",
+    "attention_balance",
     "calibrate",
+    "curvature_energy",
     "detect_stages",
+    "effective_rank",
     "find_elbow",
+    "full_entropy_bounds",
+    "information_inflow",
+    "latency_saved",
     "layer_redundancy",
+    "marginal_feature_increments",
+    "marginal_information_gains",
+    "marginal_utility",
+    "mean_turning",
     "measure_lifecycle",
+    "participation_ratio",
+    "redundancies",
+    "saliency_flow",
+    "semantic_maturity",
     "spectrum",
+    "tail_mass",
     "truncated_entropy",
+    "truncated_entropy_bounds",
+    "turnings",
+    "vision_attention",
+    "vision_effective_rank",
 ]

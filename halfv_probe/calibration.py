@@ -1,43 +1,54 @@
 """Calibration: from a model and some samples to a profile (HalfV, Section 3.3 and Figure 5a).
 
-Four steps: entropy curves, layer redundancy, choice of the stages, and a check of the resulting plan on the same
-samples. The ratios are the paper's for the mode that was chosen (Table 9).
+Curves say where to look: the entropy of the visual tokens, and what each layer's work on them is worth. Trials decide:
+plans are run on the samples, and what they lose is counted. So a curve that reads well and a plan that works cannot
+part unnoticed (the paper's own LLaVA-1.5 has its entropy valley at a quarter of the depth and L_SSR at a half).
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from halfv_accel import Profile, accelerate
+from halfv_accel import HalfVError, Profile
 from halfv_accel.adapters import check_projections, family_of
+from halfv_accel.evidence import Evidence, Goal, Utility
 from halfv_accel.plan import Fidelity
-from halfv_accel.profile import IVR, SSR, Calibration, Evidence, model_info
-from halfv_probe.lifecycle import Lifecycle, measure_lifecycle
+from halfv_accel.profile import IVR, SSR, Calibration, model_info
+from halfv_probe.candidates import Candidate, affordable, all_candidates, paper_candidates, utility_candidates
+from halfv_probe.choice import Trials, choose, chooser, finalists
+from halfv_probe.confidence import samples_needed, upper_bound, votes
+from halfv_probe.journal import Journal
+from halfv_probe.lifecycle import Lifecycle, lifecycle_of
+from halfv_probe.measurements import CURVE_SAMPLES, SCREEN_SAMPLES, Measurements, Progress, Replied
 from halfv_probe.prompts import Prompts
-from halfv_probe.redundancy import layer_redundancy
+from halfv_probe.reasons import explain
 from halfv_probe.stages import Stages, detect_stages
+from halfv_probe.utility import latency_saved, marginal_utility
 
-# Table 9: the Qwen row for sparse, the LLaVA-1.5 rows for freeze.
-RATIOS = {"sparse": (0.25, 0.1, 0.05), "freeze": (0.5, 0.2, None), "none": (0.5, 0.1, None)}
-Progress = Callable[[str, int, int], None]
+LATENCY_SAMPLES = 3
 
 
 def calibrate(
     model: PreTrainedModel,
-    prompts: Collection[Mapping[str, Any]] | Prompts,
+    prompts: Sequence[Mapping[str, Any]] | Prompts,
     *,
     model_id: str,
     data: str,
     data_fingerprint: str,
     seed: int = 0,
     fidelity: Fidelity = "paper",
+    k: int | float | str = "elbow",
+    goal: Goal | None = None,
+    latency: bool = False,
+    journal: Journal | None = None,
     progress: Progress = lambda step, done, total: None,
 ) -> Profile:
     """Measure a model and choose where and how its visual tokens are reduced.
@@ -46,14 +57,22 @@ def calibrate(
     ----------
     model : PreTrainedModel
         A supported vision-language model in evaluation mode; it is left as it was.
-    prompts : collection of mapping, or Prompts
-        Processor outputs of one prompt each (batch size 1), on the model's device. They are gone through three times.
+    prompts : sequence of mapping, or Prompts
+        Processor outputs of one or several prompts each, padded on the left, on the model's device.
     model_id, data, data_fingerprint, seed
-        Written into the profile.
+        Written into the profile; the seed also draws the bootstrap.
     fidelity : {"paper", "reference"}
         Where paper and public code part, which of them to follow.
+    k : "elbow", int or float
+        Eigenvalues that enter the entropy: found, given, or as many as hold this share of the energy.
+    goal : Goal, optional
+        The paper's ratios by default; or a drop not to exceed, or FLOPs to stay within.
+    latency : bool
+        Also measure by the clock what pruning saves. The choice does not depend on it.
+    journal : Journal, optional
+        Remembers what was measured, to go on after an interruption.
     progress : callable
-        Called as ``progress(step, done, total)``.
+        Called as ``progress(step, samples_done, samples)``.
 
     Returns
     -------
@@ -62,46 +81,61 @@ def calibrate(
     Raises
     ------
     HalfVError
-        If the architecture is not supported.
+        If the architecture is not supported, or no plan reaches the goal.
     ValueError
         If there is no prompt, or the model has fewer than four layers.
     """
+    goal = goal or Goal()
+    _check_goal(goal, prompts)
     check_projections(family_of(model))  # minutes earlier than the first accelerated run would
-    lifecycle = measure_lifecycle(model, _watched(prompts, "entropy", progress), fidelity)
-    kl = np.mean([layer_redundancy(model, p).numpy() for p in _watched(prompts, "layer redundancy", progress)], axis=0)
-    stages = detect_stages(lifecycle.entropy["visual"], kl)
-    retention, anchor_ratio, ssr_retention = RATIOS[stages.ssr_mode]
-    profile = Profile(
+    measure = Measurements(model, prompts, fidelity, journal or Journal(), progress)
+    measure.verify()
+    lifecycle = lifecycle_of(measure.spectra(), fidelity, k)
+    layer_kl, suffix_kl, suffix_same = measure.redundancies()
+    stages = detect_stages(lifecycle.entropy["visual"], layer_kl.mean(axis=0))
+    replied = measure.replies()
+    depth = len(family_of(model).layers)
+    pruned = measure.trials("marginal utility", list(utility_candidates(depth)), replied, CURVE_SAMPLES)
+    trials = _trials(measure, goal, stages, replied, depth)
+    best = choose(trials, goal)
+    evidence = Evidence(
+        **_curves(lifecycle),
+        layer_kl=layer_kl.mean(axis=0).tolist(),
+        suffix_kl=suffix_kl.mean(axis=0).tolist(),
+        suffix_agreement=suffix_same.mean(axis=0).tolist(),
+        utility=_utility(pruned, _latency(measure, pruned, latency)),
+        trials=sorted((trials.trial(n) for n in range(len(trials.candidates))), key=lambda trial: trial.flops),
+        votes=_votes(trials, goal, seed),
+        curve_only={"ivr": stages.ivr_layer, "ssr": stages.ssr_layer} if stages.stable else {},
+        goal=goal,
+        choices=explain(stages, goal, trials, best, pruned, layer_kl.mean(axis=0), suffix_kl.mean(axis=0)),
+        untouched_accuracy=replied.accuracy,
+        **_result(trials, best, goal),
+        stable=stages.stable,
+    )
+    return Profile(
         model=model_info(model, model_id),
-        ivr=IVR(layer=stages.ivr_layer, retention=retention, anchor_ratio=anchor_ratio),
-        ssr=SSR(
-            mode=stages.ssr_mode,
-            layer=None if stages.ssr_mode == "none" else stages.ssr_layer,
-            retention=ssr_retention,
-        ),
+        **_decision(trials.candidates[best]),
         calibration=Calibration(
             data=data,
             data_fingerprint=data_fingerprint,
-            samples=lifecycle.samples,
+            samples=sum(measure.sizes),
             seed=seed,
             fidelity=fidelity,
             versions=versions(),
         ),
-        evidence=_evidence(lifecycle, kl, stages),
+        evidence=evidence,
     )
-    agreement = measure_agreement(model, profile, _watched(prompts, "agreement", progress))
-    return profile.model_copy(update={"evidence": profile.evidence.model_copy(update={"agreement": agreement})})
 
 
-@torch.no_grad()
-def measure_agreement(model: PreTrainedModel, profile: Profile, prompts: Iterable[Mapping[str, Any]]) -> float:
-    """Share of prompts whose most likely next token the profile leaves unchanged."""
-    same = []
-    for prompt in prompts:
-        untouched = model(**prompt, logits_to_keep=1).logits[0, -1].argmax()
-        with accelerate(model, profile):
-            same.append(bool(model(**prompt, logits_to_keep=1).logits[0, -1].argmax() == untouched))
-    return sum(same) / len(same)
+def _check_goal(goal: Goal, prompts: Sequence[Mapping[str, Any]] | Prompts) -> None:
+    """Refuse a promise that so few samples could not show even if nothing were lost."""
+    samples = len(prompts.samples) if isinstance(prompts, Prompts) else sum(len(p["input_ids"]) for p in prompts)
+    if goal.kind == "max_drop" and samples < (needed := samples_needed(goal.value or 0.0, goal.confidence)):
+        raise HalfVError(
+            f"{samples} samples cannot show a loss of at most {goal.value:.1%} with {goal.confidence:.0%} confidence, "
+            f"even if none is lost: give --samples {needed} or more, or a lower --confidence"
+        )
 
 
 def versions() -> dict[str, str]:
@@ -113,20 +147,100 @@ def versions() -> dict[str, str]:
     }
 
 
-def _evidence(lifecycle: Lifecycle, kl: np.ndarray, stages: Stages) -> Evidence:
-    return Evidence(
-        k=lifecycle.k,
-        entropy={group: curve.tolist() for group, curve in lifecycle.entropy.items()},
-        layer_kl=kl.tolist(),
-        choices=stages.reasons,
-        stable=stages.stable,
-    )
+def neighbourhood(layer: int, depth: int) -> range:
+    """Layers near the entropy curve's onset, a tenth of the depth on either side, at which IVR is tried."""
+    reach = max(1, round(depth / 10))
+    return range(max(1, layer - reach), min(depth - 1, layer + reach + 1))
 
 
-def _watched(
-    prompts: Collection[Mapping[str, Any]] | Prompts, step: str, progress: Progress
-) -> Iterator[Mapping[str, Any]]:
-    for done, prompt in enumerate(prompts):
-        progress(step, done, len(prompts))
-        yield prompt
-    progress(step, len(prompts), len(prompts))
+def _trials(measure: Measurements, goal: Goal, stages: Stages, replied: Replied, depth: int) -> Trials:
+    """The candidates that a goal asks for, run on all samples."""
+    if goal.kind == "paper":
+        if not stages.stable:
+            return measure.trials("plans", [Candidate(stages.ivr_layer, 0.5, 0.1)], replied)
+        candidates = list(paper_candidates(depth, neighbourhood(stages.ivr_layer, depth)))
+        return measure.trials("plans", candidates, replied)
+    candidates = list(all_candidates(depth))
+    if goal.kind == "target_flops":
+        candidates = affordable(candidates, measure.model.config, replied.visual, replied.text, goal.value or 0.0)
+    looked = measure.trials("first look", candidates, replied, SCREEN_SAMPLES)
+    return measure.trials("plans", finalists(looked, goal).candidates, replied)
+
+
+def _votes(trials: Trials, goal: Goal, seed: int) -> dict[Any, dict[str, float]]:
+    """How often each choice wins when the samples are drawn anew."""
+    counted = votes(trials.lost.shape[1], chooser(trials, goal), seed)
+    return dict(zip(("ivr", "ssr", "mode"), counted, strict=True))
+
+
+def _decision(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "ivr": IVR(layer=candidate.ivr_layer, retention=candidate.ivr_retention, anchor_ratio=candidate.anchor_ratio),
+        "ssr": SSR(mode=candidate.ssr_mode, layer=candidate.ssr_layer, retention=candidate.ssr_retention),
+    }
+
+
+def _result(trials: Trials, best: int, goal: Goal) -> dict[str, Any]:
+    """What the chosen plan did, as fields of the evidence."""
+    lost, samples = int(trials.lost[best].sum()), trials.lost.shape[1]
+    return {
+        "flops": float(trials.flops[best]),
+        "agreement": float(trials.same[best].mean()),
+        "drop": lost / samples,
+        "drop_bound": upper_bound(lost, samples, goal.confidence),
+    }
+
+
+def _utility(pruned: Trials, saved: Sequence[float | None]) -> list[Utility]:
+    return [
+        Utility(
+            layer=candidate.ivr_layer,
+            retention=candidate.ivr_retention,
+            drop=float(drop),
+            kl=float(kl),
+            flops_saved=float(1 - flops),
+            latency_saved=clock,
+            utility=marginal_utility(float(drop), float(1 - flops)),
+        )
+        for candidate, drop, kl, flops, clock in zip(
+            pruned.candidates, pruned.drop, pruned.kl.mean(axis=1), pruned.flops, saved, strict=True
+        )
+    ]
+
+
+def _latency(measure: Measurements, pruned: Trials, wanted: bool) -> Sequence[float | None]:
+    """Share of the prefill's time saved by each candidate, median over a few batches; None where not asked for."""
+    if not wanted:
+        return [None] * len(pruned.candidates)
+    plans = [candidate.plan(measure.fidelity) for candidate in pruned.candidates]
+    batches = range(min(LATENCY_SAMPLES, len(measure.sizes)))
+    recall = measure.journal.recall
+    found: list[NDArray[np.float64]] = []
+    for index in batches:
+        measure.progress("latency", index, len(batches))
+        inputs = measure.prompts[index]
+        found.append(np.array(recall(f"latency/{index}", lambda x=inputs: latency_saved(measure.model, x, plans))))  # type: ignore[misc]
+    measure.progress("latency", len(batches), len(batches))
+    return np.median(found, axis=0).tolist()
+
+
+def _curves(lifecycle: Lifecycle) -> dict[str, Any]:
+    """The lifecycle as fields of the evidence."""
+
+    def plain(groups: Mapping[Any, NDArray[np.float64]]) -> dict[Any, list[float]]:
+        return {group: curve.tolist() for group, curve in groups.items()}
+
+    return {
+        "k": lifecycle.k,
+        "k_source": lifecycle.k_source,
+        "entropy": plain(lifecycle.entropy),
+        "entropy_std": plain(lifecycle.entropy_std),
+        "tail_mass": plain(lifecycle.tail_mass),
+        "full_entropy_low": lifecycle.full_entropy_low.tolist(),
+        "full_entropy_high": lifecycle.full_entropy_high.tolist(),
+        "effective_rank": lifecycle.effective_rank.tolist(),
+        "participation_ratio": lifecycle.participation_ratio.tolist(),
+        "curvature": lifecycle.curvature.tolist(),
+        "turning": lifecycle.turning.tolist(),
+        "spectrum": lifecycle.spectrum.tolist(),
+    }

@@ -204,3 +204,28 @@ def test_wrong_usage_names_the_help(check):
 def test_debug_shows_the_traceback(halfv):
     with pytest.raises(ValueError, match="does not exist"):
         halfv("run", "--profile", "no.json", "--debug")
+
+
+@pytest.mark.parametrize(
+    ("options", "fragment"),
+    [
+        (["--max-drop", 0.01, "--target-flops", 0.5], "two goals"),
+        (["--max-drop", 0], "--max-drop is 0"),
+        (["--max-drop", 2], "--max-drop is 2"),
+        (["--target-flops", -0.5], "--target-flops is -0.5"),
+        (["--max-drop", 0.02, "--confidence", 1], "--confidence is 1"),
+        (["--k", "many"], "--k is 'many'"),
+        (["--k", "2.5"], "--k is '2.5'"),
+        (["--k", "-1"], "--k is '-1'"),
+        (["--max-drop", 0.02, "--samples", 20], "give --samples 149"),
+    ],
+)
+def test_goals_that_make_no_sense(check, options, fragment):
+    check([fragment], "calibrate", "--model", "tiny-llava", *options)
+
+
+def test_a_journal_of_something_else_is_not_gone_on_with(check, tmp_path):
+    (tmp_path / "profile.json.journal").write_text('{"model": "another"}\n')
+    check(["another calibration", "--resume"], "calibrate", "--model", "tiny-llava", "--samples", 2, "--resume")
+    (tmp_path / "profile.json.journal").write_text("what is this\n")
+    check(["is not a journal"], "calibrate", "--model", "tiny-llava", "--samples", 2, "--resume")

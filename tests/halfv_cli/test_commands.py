@@ -21,7 +21,7 @@ def picture(tmp_path):
 
 def test_calibrate_writes_a_profile_that_says_where_it_comes_from(halfv, profile_path):
     profile = Profile.load(profile_path)
-    assert profile.schema_version == "1.0"
+    assert profile.schema_version == "1.1"
     assert profile.model.id == "tiny-qwen2.5-vl"
     assert profile.model.architecture == "Qwen2_5_VLForConditionalGeneration"
     assert profile.calibration.samples == 4
@@ -33,6 +33,34 @@ def test_calibrate_writes_a_profile_that_says_where_it_comes_from(halfv, profile
 def test_calibration_is_repeatable(halfv, tmp_path, profile_path):
     assert halfv("calibrate", "--model", "tiny-qwen2.5-vl", "--samples", 4, "--out", "again.json").code == 0
     assert (tmp_path / "again.json").read_text() == profile_path.read_text()
+
+
+def test_an_interrupted_calibration_says_how_to_go_on_and_goes_on(halfv, tmp_path, profile_path, monkeypatch):
+    arguments = ("calibrate", "--model", "tiny-qwen2.5-vl", "--samples", 4)
+    with monkeypatch.context() as patched:
+        patched.setattr("halfv_probe.measurements.Measurements.replies", interrupt)
+        result = halfv(*arguments)
+    assert result.code == 130
+    assert "profile.json.journal" in result.err and "--resume" in result.err
+    assert not (tmp_path / "profile.json").exists()
+    assert halfv(*arguments, "--resume").code == 0
+    assert (tmp_path / "profile.json").read_text() == profile_path.read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["profile.json"]
+
+
+def interrupt(_measurements):
+    raise KeyboardInterrupt
+
+
+def test_another_goal_uses_again_what_was_measured(halfv, tmp_path):
+    arguments = ("calibrate", "--model", "tiny-llava", "--samples", 2)
+    result = halfv(*arguments, "--target-flops", 0.05)
+    assert result.code == 1
+    assert result.err.count("\n") == 1 and "no plan needs only 5%" in result.err and "--resume" in result.err
+    assert halfv(*arguments, "--target-flops", 0.5, "--resume").code == 0
+    assert Profile.load(tmp_path / "profile.json").evidence.flops <= 0.5
+    other = halfv("calibrate", "--model", "tiny-llava", "--samples", 3, "--resume")
+    assert other.code == 0  # nothing left to go on with: a calibration from the start
 
 
 def test_calibrate_takes_a_checkpoint_folder_and_prints_its_choices(halfv, tmp_path):
@@ -105,7 +133,7 @@ def test_help_needs_none_of_the_slow_packages():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", [[], ["calibrate"], ["plot-entropy"], ["run"]])
+@pytest.mark.parametrize("command", [[], ["calibrate"], ["plot-entropy"], ["report"], ["run"]])
 def test_every_command_explains_itself(halfv, command):
     result = halfv(*command, "--help")
     assert result.code == 0

@@ -1,0 +1,178 @@
+"""Choosing a plan from what plans did: evidence first, curves as guide.
+
+Three goals. ``paper`` keeps the ratios of Table 9 and asks which layers and which mode: near the onset of the entropy
+curve, the cheapest plan that loses at most half a point more of the answers than the most careful one. ``target_flops``
+takes, of all plans within the budget, the one that loses least. ``max_drop`` takes the cheapest plan whose loss is
+shown, by a one-sided Clopper-Pearson bound, to stay below a limit.
+
+Where losses are equal, the smaller KL divergence decides: it sees what a plan is about to break.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halfv_accel import HalfVError
+from halfv_accel.evidence import Goal, Trial
+from halfv_probe.candidates import Candidate
+from halfv_probe.confidence import upper_bound
+
+TOLERANCE = 0.005  # of the goal "paper": share of answers lost beyond the most careful plan's
+BRACKETS = 32  # of equal width in FLOPs, in each of which a first look keeps the best candidates
+PER_BRACKET = 2
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What candidates did to each sample.
+
+    ``flops`` is float64 [P] (share of untouched), ``lost`` bool [P, n] (was a right answer lost? where no answers are
+    known: was the reply changed?), ``same`` bool [P, n] (is the whole reply unchanged?), ``kl`` float64 [P, n] nats.
+    """
+
+    candidates: tuple[Candidate, ...]
+    flops: NDArray[np.float64]
+    lost: NDArray[np.bool_]
+    same: NDArray[np.bool_]
+    kl: NDArray[np.float64]
+
+    def of(self, samples: NDArray[np.intp]) -> Trials:
+        """On some samples, which may come several times."""
+        return replace(self, lost=self.lost[:, samples], same=self.same[:, samples], kl=self.kl[:, samples])
+
+    def where(self, kept: NDArray[np.bool_] | NDArray[np.intp]) -> Trials:
+        """Some of the candidates."""
+        numbers = np.arange(len(self.candidates))[kept]
+        chosen = tuple(self.candidates[number] for number in numbers)
+        return Trials(chosen, self.flops[numbers], self.lost[numbers], self.same[numbers], self.kl[numbers])
+
+    @property
+    def drop(self) -> NDArray[np.float64]:
+        """Share of samples lost: [P]."""
+        return self.lost.mean(axis=1)
+
+    def trial(self, index: int) -> Trial:
+        """One candidate's results for the profile."""
+        candidate = self.candidates[index]
+        return Trial(
+            ivr_layer=candidate.ivr_layer,
+            ivr_retention=candidate.ivr_retention,
+            anchor_ratio=candidate.anchor_ratio,
+            ssr_mode=candidate.ssr_mode,
+            ssr_layer=candidate.ssr_layer,
+            ssr_retention=candidate.ssr_retention,
+            flops=float(self.flops[index]),
+            agreement=float(self.same[index].mean()),
+            drop=float(self.lost[index].mean()),
+            kl=float(self.kl[index].mean()),
+            samples=self.lost.shape[1],
+        )
+
+
+def choose(trials: Trials, goal: Goal) -> int:
+    """Number of the best candidate for a goal.
+
+    Raises
+    ------
+    HalfVError
+        If no candidate reaches the goal.
+    """
+    if goal.kind == "target_flops":
+        return _most_faithful(trials, goal.value or 0.0)
+    if goal.kind == "max_drop":
+        return _cheapest_shown(trials, goal)
+    drop = trials.drop
+    return _cheapest(trials, drop <= drop.min() + TOLERANCE + 1e-9)
+
+
+def finalists(trials: Trials, goal: Goal) -> Trials:
+    """Candidates worth all samples, after a first look at some: the most faithful of every FLOPs bracket.
+
+    Within a budget, where cost no longer counts, the most faithful of all come along.
+    """
+    kept = trials
+    if goal.kind == "target_flops":
+        kept = trials.where(_within(trials, goal.value or 0.0))
+    if not kept.candidates:
+        return kept
+    low, high = kept.flops.min(), kept.flops.max()
+    brackets = np.minimum((kept.flops - low) / max(high - low, 1e-12) * BRACKETS, BRACKETS - 1).astype(int)
+    order = _by_faith(kept)
+    chosen = [number for bracket in range(BRACKETS) for number in order[brackets[order] == bracket][:PER_BRACKET]]
+    if goal.kind == "target_flops":
+        chosen.extend(number for number in order[: BRACKETS * PER_BRACKET] if number not in chosen)
+    return kept.where(np.array(sorted(chosen)))
+
+
+def best_by_mode(trials: Trials, flops: float) -> dict[str, float]:
+    """The smallest drop that each SSR mode reaches with at most so many FLOPs; modes that cannot are left out."""
+    found: dict[str, float] = {}
+    for candidate, cost, drop in zip(trials.candidates, trials.flops, trials.drop, strict=True):
+        if cost <= flops * 1.001:
+            found[candidate.ssr_mode] = min(drop, found.get(candidate.ssr_mode, 1.0))
+    return {mode: float(drop) for mode, drop in found.items()}
+
+
+def chooser(trials: Trials, goal: Goal) -> Callable[[NDArray[np.intp]], tuple[int, int | None, str]]:
+    """For the bootstrap: from drawn samples to (IVR layer, SSR layer, mode). A goal out of reach gives the fallback."""
+
+    def again(samples: NDArray[np.intp]) -> tuple[int, int | None, str]:
+        drawn = trials.of(samples)
+        try:
+            best = choose(drawn, goal)
+        except HalfVError:
+            best = int(_by_faith(drawn)[0])
+        candidate = trials.candidates[best]
+        return candidate.ivr_layer, candidate.ssr_layer, candidate.ssr_mode
+
+    return again
+
+
+def _by_faith(trials: Trials) -> NDArray[np.intp]:
+    """Numbers of the candidates, the most faithful first: fewest lost, then smallest KL."""
+    return np.lexsort((trials.kl.mean(axis=1), trials.drop))
+
+
+def _cheapest(trials: Trials, allowed: NDArray[np.bool_]) -> int:
+    """Of the allowed candidates the cheapest; of equally cheap ones the most faithful."""
+    numbers = np.flatnonzero(allowed)
+    return int(min(numbers, key=lambda n: (round(float(trials.flops[n]), 6), trials.drop[n], trials.kl[n].mean())))
+
+
+def _within(trials: Trials, budget: float) -> NDArray[np.bool_]:
+    return trials.flops <= budget + 1e-9
+
+
+def _most_faithful(trials: Trials, budget: float) -> int:
+    within = np.flatnonzero(_within(trials, budget))
+    if len(within) == 0:
+        raise HalfVError(
+            f"no plan needs only {budget:.0%} of the prefill FLOPs: the cheapest one tried needs "
+            f"{trials.flops.min():.0%}"
+        )
+    return int(within[_by_faith(trials.where(within))[0]])
+
+
+def _cheapest_shown(trials: Trials, goal: Goal) -> int:
+    samples, limit = trials.lost.shape[1], goal.value or 0.0
+    bounds = np.array([upper_bound(int(lost), samples, goal.confidence) for lost in trials.lost.sum(axis=1)])
+    if not (bounds <= limit).any():
+        raise HalfVError(
+            f"no plan is shown to lose at most {limit:.1%} of the answers with {goal.confidence:.0%} confidence: the "
+            f"best one lost {int(trials.lost.sum(axis=1).min())} of {samples}, so allow more with --max-drop, "
+            "or give more --samples"
+        )
+    return _cheapest(trials, bounds <= limit)
+
+
+def pareto(flops: Sequence[float], drop: Sequence[float]) -> list[int]:
+    """Candidates that no other one equals or beats in both: numbers, the cheapest first; of equal ones the first."""
+    front: list[int] = []
+    for number in sorted(range(len(flops)), key=lambda n: (flops[n], drop[n])):
+        if not front or drop[number] < drop[front[-1]]:
+            front.append(number)
+    return front

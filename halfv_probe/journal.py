@@ -1,0 +1,124 @@
+"""Measurements on disk as they are made, so that a calibration that was killed goes on where it was.
+
+One JSON line a measurement, after a first line that says what is being measured. Numbers survive exactly (JSON holds
+Python's shortest representation of a float64), so a resumed calibration gives the profile that an uninterrupted one
+gives. A last line that was cut off by the kill is ignored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from halfv_accel import HalfVError
+from halfv_accel.identity import fingerprint
+
+
+class Journal:
+    """Results by key; kept in memory only where no path is given.
+
+    Parameters
+    ----------
+    path : Path, optional
+        The file; it is made with the first result.
+    header : mapping, optional
+        What is being measured: model, data, options. A journal of something else is not gone on with.
+    resume : bool
+        Go on with the file if there is one; otherwise begin anew.
+
+    Raises
+    ------
+    HalfVError
+        If the file to go on with measured something else, or is no journal.
+    """
+
+    def __init__(self, path: Path | None = None, header: Mapping[str, Any] | None = None, resume: bool = False) -> None:
+        self.path, self.header = path, dict(header or {})
+        self.found: dict[str, Any] = {}
+        self._file: TextIO | None = None
+        self._whole = 0  # bytes of the file up to the last complete line
+        if path is not None and resume and path.exists():
+            self._read(path)
+
+    def recall(self, key: str, measure: Callable[[], Any]) -> Any:
+        """The result of this key: from the journal, or measured now and written down. It must be JSON."""
+        if key not in self.found:
+            result = measure()
+            self._write({"key": key, "result": result})
+            self.found[key] = result
+        return self.found[key]
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._whole = self._file.tell()
+            self._file.close()
+            self._file = None
+
+    def remove(self) -> None:
+        """The work is done: the file is of no more use."""
+        self.close()
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+    def _read(self, path: Path) -> None:
+        expected = json.loads(json.dumps(self.header))
+        try:
+            lines = path.read_bytes().splitlines(keepends=True)
+            complete = [line for line in lines if line.endswith(b"\n")]
+            if not complete:
+                return
+            first, *rest = [json.loads(line) for line in complete]
+            names = [name for name in {**expected, **first} if first.get(name) != expected.get(name)]
+            measured = {entry["key"]: entry["result"] for entry in rest}
+        except (OSError, ValueError, KeyError, TypeError):
+            raise HalfVError(f"{path} is not a journal of halfv calibrate: remove it, or leave out --resume") from None
+        if names:
+            raise HalfVError(
+                f"{path} is of another calibration ({', '.join(names)} differ): leave out --resume to begin anew"
+            )
+        self.found = measured
+        self._whole = sum(map(len, complete))
+
+    def _write(self, entry: Mapping[str, Any]) -> None:
+        if self.path is None:
+            return
+        if self._file is None:
+            self._file = self._open(self.path)
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
+
+    def _open(self, path: Path) -> TextIO:
+        try:
+            if self.found:  # go on behind the last complete line
+                with path.open("r+b") as half:
+                    half.truncate(self._whole)
+                return path.open("a", encoding="utf-8")
+            file = path.open("w", encoding="utf-8")
+        except OSError as error:
+            raise HalfVError(f"{path} cannot be written ({error.strerror}): choose another place with --out") from error
+        file.write(json.dumps(self.header) + "\n")
+        return file
+
+
+def header(model: PreTrainedModel, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a calibration measures: the model, its weights (a sample of each tensor), and the settings."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode())
+        digest.update(parameter.detach().flatten()[:16].double().cpu().numpy().tobytes())
+    kind = {"dtype": str(model.dtype), "device": model.device.type, "attention": model.config._attn_implementation}
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    return {"model": fingerprint(model), "weights": digest.hexdigest()[:16], **kind, **versions, **settings}

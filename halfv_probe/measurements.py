@@ -1,0 +1,165 @@
+"""What a calibration measures, batch by batch, each result written down as it comes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from halfv_accel.adapters import family_of
+from halfv_accel.plan import Fidelity
+from halfv_probe.candidates import Candidate
+from halfv_probe.choice import Trials
+from halfv_probe.journal import Journal
+from halfv_probe.lifecycle import SampleSpectra, boundary_spectra
+from halfv_probe.prompts import Prompts
+from halfv_probe.redundancy import redundancies
+from halfv_probe.replay import Replay
+from halfv_probe.replies import Replies, greedy_replies, is_right
+from halfv_probe.trials import run_trials
+
+Progress = Callable[[str, int, int], None]
+LABELS_COUNT_FROM = 0.5  # a model that answers fewer right is judged by agreement: its answers are not the labels' kind
+CURVE_SAMPLES = 100  # curves are means and settle early (the paper's own number); promises may need more samples
+SCREEN_SAMPLES = 32  # of a first look at more candidates than can be run on all samples
+
+
+@dataclass(frozen=True)
+class Replied:
+    """Greedy replies of the untouched model, batch by batch, and which are right (None: no answer is known).
+
+    ``visual`` and ``text`` are tokens a prompt, mean over samples, rounded.
+    """
+
+    batches: list[Replies]
+    right: list[bool | None]
+    visual: int
+    text: int
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of the known answers that the untouched model gives."""
+        known = [right for right in self.right if right is not None]
+        return sum(known) / len(known) if known else None
+
+    def lost(self, same: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which answers are lost, [P, n]: right ones that change; without labels to trust, any reply that changes."""
+        if self.accuracy is None or self.accuracy < LABELS_COUNT_FROM:
+            return ~same
+        counts = np.array([right is not False for right in self.right[: same.shape[1]]])
+        return ~same & counts
+
+
+@dataclass
+class Measurements:
+    """One model on one set of prompts; every batch's result is remembered in the journal."""
+
+    model: PreTrainedModel
+    prompts: Sequence[Mapping[str, Any]] | Prompts
+    fidelity: Fidelity
+    journal: Journal
+    progress: Progress
+    sizes: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.prompts, Prompts):
+            rows, total = self.prompts.rows, len(self.prompts.samples)
+            self.sizes = [min(rows, total - start) for start in range(0, total, rows)]
+        else:
+            self.sizes = [len(inputs["input_ids"]) for inputs in self.prompts]
+        if not self.sizes:
+            raise ValueError("no prompt to measure: give at least one sample")
+
+    def verify(self) -> None:
+        """Can this model's decoder be replayed at all? Asked once, before hours of measuring."""
+        Replay(self.model, self.prompts[0], self.fidelity).verify()
+
+    def spectra(self, samples: int = CURVE_SAMPLES) -> list[SampleSpectra]:
+        found = self._each("entropy", lambda index, inputs: [s.to_json() for s in self._spectra(inputs)], samples)
+        return [SampleSpectra.from_json(sample) for batch in found for sample in batch]
+
+    def _spectra(self, inputs: Mapping[str, Any]) -> list[SampleSpectra]:
+        return boundary_spectra(self.model, inputs, self.fidelity)
+
+    def redundancies(
+        self, samples: int = CURVE_SAMPLES
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+        """KL of each layer, KL of each suffix [n, L] in nats, and whether the next token survives the suffix."""
+
+        def measure(_index: int, inputs: Mapping[str, Any]) -> list[Any]:
+            found = redundancies(self.model, inputs)
+            return [found.layer.tolist(), found.suffix.tolist(), found.same.tolist()]
+
+        batches = self._each("layer redundancy", measure, samples)
+        layer, suffix, same = (np.concatenate([batch[part] for batch in batches]) for part in range(3))
+        return layer, suffix, same
+
+    def replies(self) -> Replied:
+        family = family_of(self.model)
+
+        def measure(_index: int, inputs: Mapping[str, Any]) -> list[Any]:
+            ids = inputs["input_ids"]
+            visual = family.visual_positions(ids).sum(dim=1)
+            mask = inputs.get("attention_mask")
+            present = visual * 0 + ids.shape[1] if mask is None else mask.sum(dim=1)
+            return [greedy_replies(self.model, inputs).ids, visual.tolist(), (present - visual).tolist()]
+
+        batches = self._each("replies", measure)
+        visual = round(float(np.mean([count for batch in batches for count in batch[1]])))
+        text = round(float(np.mean([count for batch in batches for count in batch[2]])))
+        replies = [Replies(batch[0]) for batch in batches]
+        return Replied(replies, self._judge([ids for batch in replies for ids in batch.ids]), visual, text)
+
+    def trials(
+        self, step: str, candidates: Sequence[Candidate], replied: Replied, samples: int | None = None
+    ) -> Trials:
+        """Run candidates on all samples, or on the batches that hold the first so many."""
+        plans = [candidate.plan(self.fidelity) for candidate in candidates]
+
+        def measure(index: int, inputs: Mapping[str, Any]) -> list[Any]:
+            found = run_trials(self.model, inputs, replied.batches[index], plans, self.fidelity)
+            return [found.same.int().tolist(), found.kl.tolist()]
+
+        asked = hashlib.sha256(repr(candidates).encode()).hexdigest()[:12]  # another goal tries other plans
+        batches = self._each(step, measure, samples, key=f"{step} {asked}")
+        same = np.concatenate([batch[0] for batch in batches], axis=1).astype(bool)
+        kl = np.concatenate([batch[1] for batch in batches], axis=1)
+        config = self.model.config
+        flops = np.array([each.flops(config, replied.visual, replied.text) for each in candidates])
+        return Trials(tuple(candidates), flops, replied.lost(same), same, kl)
+
+    def _each(
+        self, step: str, measure: Callable[[int, Mapping[str, Any]], Any], samples: int | None = None, key: str = ""
+    ) -> list[Any]:
+        """A measurement of every batch; those in the journal are not prepared again."""
+        key = key or step
+        results, done = [], 0
+        total = sum(self.sizes) if samples is None else min(samples, sum(self.sizes))
+        self.progress(step, 0, total)
+        for index, size in self._batches(total):
+            results.append(self.journal.recall(f"{key}/{index}", lambda i=index: measure(i, self.prompts[i])))  # type: ignore[misc]
+            done += size
+            self.progress(step, min(done, total), total)
+        return results
+
+    def _batches(self, total: int) -> Iterator[tuple[int, int]]:
+        done = 0
+        for index, size in enumerate(self.sizes):
+            if done >= total:
+                return
+            yield index, size
+            done += size
+
+    def _judge(self, replies: list[list[int]]) -> list[bool | None]:
+        if not isinstance(self.prompts, Prompts):
+            return [None] * len(replies)
+        judged: list[bool | None] = []
+        for sample, ids in zip(self.prompts.samples, replies, strict=True):
+            text = self.prompts.processor.decode(ids, skip_special_tokens=True)
+            judged.append(None if sample.answer is None else is_right(text, sample.answer))
+        return judged
