@@ -5,7 +5,7 @@ BIN := .venv/bin
 PACKAGES := halfv_accel halfv_probe halfv_data halfv_cli tiny_vlm
 DEMO := reports/demo
 
-.PHONY: help setup demo test check lint types tiny-vlm accuracy schema
+.PHONY: help setup demo test check lint types tiny-vlm accuracy sweep probe-cost schema
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -17,10 +17,11 @@ setup: .venv/.installed  ## make .venv and install everything into it
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: setup  ## calibrate the embedded model, plot its entropy, ask it about a picture
+demo: setup  ## calibrate the embedded model, plot and report what was found, ask it about a picture
 	mkdir -p $(DEMO)
 	$(BIN)/halfv calibrate --model tiny-qwen2.5-vl --out $(DEMO)/profile.json
 	$(BIN)/halfv plot-entropy --profile $(DEMO)/profile.json --out $(DEMO)/entropy.png
+	$(BIN)/halfv report --profile $(DEMO)/profile.json --out $(DEMO)/report.html
 	$(BIN)/halfv run --profile $(DEMO)/profile.json --compare
 
 test: setup  ## run the tests
@@ -54,6 +55,15 @@ accuracy: setup  ## measure both embedded models, untouched and accelerated (the
 	  $(BIN)/python -m tiny_vlm.evaluate $$model --profile reports/tiny_vlm/$$model/profile.json \
 	    --out reports/tiny_vlm/$$model/accuracy.json || exit 1; \
 	done
+
+sweep: setup  ## run every plan on held-out scenes, and compare with what calibration chooses (about 40 minutes on 2 cores)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tiny_vlm.sweep tiny-qwen2.5-vl --out reports/sweep/tiny-qwen2.5-vl & qwen=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m tiny_vlm.sweep tiny-llava --out reports/sweep/tiny-llava & llava=$$!; \
+	wait $$qwen && wait $$llava
+
+probe-cost: setup  ## what measuring costs beside a plain forward (a random-weight model, some minutes)
+	mkdir -p reports/probe
+	$(BIN)/python -m halfv_probe.benchmark --out reports/probe/cost.json
 
 schema: setup  ## export the JSON Schema of profile.json to docs/
 	$(BIN)/python -c "import json, halfv_accel.profile as p; print(json.dumps(p.json_schema(), indent=2))" > docs/profile.schema.json

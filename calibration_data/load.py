@@ -61,12 +61,13 @@ def load_samples(source: str | Path | None = None, n: int = 100, seed: int = 0) 
     Parameters
     ----------
     source : str or Path, optional
-        None or "default": the shipped set, and behind it more scenes of the same stream. A folder: images beside a metadata.jsonl (file_name, question, ...), or each
+        None or "default": the shipped set, and behind it more scenes of the same stream.
+        A folder: images beside a metadata.jsonl (file_name, question, ...), or each
         X.png beside an X.txt with the question in the first line and perhaps the answer in the second. A .jsonl file:
         rows with image (path, relative to the file), question, and perhaps answer and task. Otherwise what
         ``datasets.load_dataset`` opens, with columns image, question (or prompt, text), answer (or answers).
     n : int
-        Fewer come back if the source has fewer (the shipped one never does). From more, n are drawn without replacement.
+        Fewer come back if the source has fewer (the shipped one never does); from more, n are drawn.
     seed : int
         Decides which ones are drawn.
 

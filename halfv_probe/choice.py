@@ -152,7 +152,7 @@ def _most_faithful(trials: Trials, budget: float) -> int:
     if len(within) == 0:
         raise HalfVError(
             f"no plan needs only {budget:.0%} of the prefill FLOPs: the cheapest one tried needs "
-            f"{trials.flops.min():.0%}"
+            f"{trials.flops.min():.1%}, so allow that"
         )
     return int(within[_by_faith(trials.where(within))[0]])
 

@@ -27,7 +27,14 @@ def samples_needed(max_drop: float, confidence: float = 0.95) -> int:
 
     >>> samples_needed(0.02), samples_needed(0.01)
     (149, 299)
+
+    Raises
+    ------
+    ValueError
+        If either is not between 0 and 1: no number of samples shows that nothing at all is ever lost.
     """
+    if not (0 < max_drop < 1 and 0 < confidence < 1):
+        raise ValueError(f"max_drop {max_drop} and confidence {confidence} must lie between 0 and 1")
     return math.ceil(math.log(1 - confidence) / math.log(1 - max_drop))
 
 

@@ -122,7 +122,7 @@ class Measurements:
         plans = [candidate.plan(self.fidelity) for candidate in candidates]
 
         def measure(index: int, inputs: Mapping[str, Any]) -> list[Any]:
-            found = run_trials(self.model, inputs, replied.batches[index], plans, self.fidelity)
+            found = run_trials(self.model, inputs, replied.batches[index], plans)
             return [found.same.int().tolist(), found.kl.tolist()]
 
         asked = hashlib.sha256(repr(candidates).encode()).hexdigest()[:12]  # another goal tries other plans

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from halfv_accel import HalfVError
 from halfv_accel.engine.prefill import Prefill
+from halfv_accel.engine.refusals import check_prompt
 from halfv_accel.engine.view import LayerInput
-from halfv_accel.plan import Fidelity, Plan, Stage
+from halfv_accel.plan import Plan, Stage
 from halfv_probe.redundancy import kl_divergence
 from halfv_probe.replay import Replay
 from halfv_probe.replies import Replies, with_replies
@@ -41,7 +43,6 @@ def run_trials(
     inputs: Mapping[str, Any],
     replies: Replies,
     plans: Sequence[Plan],
-    fidelity: Fidelity = "paper",
 ) -> Outcomes:
     """Run plans on a batch and compare with the untouched model, token by token of its reply.
 
@@ -52,14 +53,20 @@ def run_trials(
     replies : Replies
         The untouched model's, see `greedy_replies`.
     plans : sequence of Plan
+        All of one fidelity.
 
     Raises
     ------
     HalfVError
-        If the model is not supported, or a plan names a layer that it does not have.
+        If the model is not supported, a prompt ends in a visual token, or a plan names a layer that the model does not
+        have.
     """
+    fidelity, *others = {plan.fidelity for plan in plans} or {"paper"}
+    if others:
+        raise HalfVError("plans of both fidelities cannot share their layers: run them one after the other")
     extended, wanted, last = with_replies(inputs, replies)
     replay = Replay(model, extended, fidelity, wanted, last)
+    check_prompt(replay.prefill.visual, last)
     for plan in plans:
         plan.check_depth(replay.depth)
     walk = _Walk(replay, len(plans))

@@ -1,4 +1,4 @@
-"""Is what calibration chooses as good as a sweep? ``python -m tiny_vlm.sweep tiny-llava --out reports/sweep/tiny-llava``
+"""Is what calibration chooses as good as a sweep? ``python -m tiny_vlm.sweep tiny-llava --out FOLDER``
 
 Every plan of the grid (both layers, mode, ratios) is run on held-out scenes. Beside the best plan of each goal stands
 the one that ``calibrate`` chose on calibration scenes, and the one that the entropy curve alone would give. A second
@@ -294,7 +294,7 @@ def draw(table: Trials, rows: Sequence[Row], title: str, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tiny_vlm.sweep", description=__doc__.splitlines()[0])
     parser.add_argument("model", choices=NAMES)
-    parser.add_argument("--heldout", type=int, default=900, help="held-out scenes (default 900)")
+    parser.add_argument("--heldout", type=int, default=600, help="held-out scenes (default 600)")
     parser.add_argument("--promised", type=int, default=1000, help="calibration scenes behind max_drop (default 1000)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the report")
     args = parser.parse_args()

@@ -58,7 +58,7 @@ def test_a_budget_is_met_by_the_most_faithful_plan_within_it(trials, budget):
         assert best in within
         assert faith(trials, best) == min(faith(trials, n) for n in within)
     else:
-        cheapest = f"the cheapest one tried needs {min(trials.flops):.0%}"
+        cheapest = f"the cheapest one tried needs {min(trials.flops):.1%}, so allow that"
         with pytest.raises(HalfVError, match=f"^no plan needs only {budget:.0%} of the prefill FLOPs: {cheapest}"):
             choose(trials, goal)
 
