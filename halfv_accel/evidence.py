@@ -44,15 +44,8 @@ class Trial(Document):
 
     def plan(self, fidelity: Fidelity = "paper") -> Plan:
         """The stages of this trial."""
-        return halfv_plan(
-            ivr_layer=self.ivr_layer,
-            ivr_retention=self.ivr_retention,
-            anchor_ratio=self.anchor_ratio,
-            ssr_mode=self.ssr_mode,
-            ssr_layer=self.ssr_layer,
-            ssr_retention=self.ssr_retention,
-            fidelity=fidelity,
-        )
+        measured = {"flops", "agreement", "drop", "kl", "samples"}
+        return halfv_plan(**self.model_dump(exclude=measured), fidelity=fidelity)
 
 
 class Utility(Document):

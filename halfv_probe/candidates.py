@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from halfv_accel import HalfVError
@@ -34,15 +34,7 @@ class Candidate:
     ssr_retention: float | None = None
 
     def plan(self, fidelity: Fidelity = "paper") -> Plan:
-        return halfv_plan(
-            ivr_layer=self.ivr_layer,
-            ivr_retention=self.ivr_retention,
-            anchor_ratio=self.anchor_ratio,
-            ssr_mode=self.ssr_mode,
-            ssr_layer=self.ssr_layer,
-            ssr_retention=self.ssr_retention,
-            fidelity=fidelity,
-        )
+        return halfv_plan(**asdict(self), fidelity=fidelity)
 
     def flops(self, config: Any, visual: int, text: int) -> float:
         """Exact prefill FLOPs of the decoder, selection included / untouched, for so many tokens."""

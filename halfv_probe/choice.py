@@ -11,7 +11,7 @@ Where losses are equal, the smaller KL divergence decides: it sees what a plan i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,14 +57,8 @@ class Trials:
 
     def trial(self, index: int) -> Trial:
         """One candidate's results for the profile."""
-        candidate = self.candidates[index]
         return Trial(
-            ivr_layer=candidate.ivr_layer,
-            ivr_retention=candidate.ivr_retention,
-            anchor_ratio=candidate.anchor_ratio,
-            ssr_mode=candidate.ssr_mode,
-            ssr_layer=candidate.ssr_layer,
-            ssr_retention=candidate.ssr_retention,
+            **asdict(self.candidates[index]),
             flops=float(self.flops[index]),
             agreement=float(self.same[index].mean()),
             drop=float(self.lost[index].mean()),
