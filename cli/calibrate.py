@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from halfv_accel import Profile
     from halfv_accel.evidence import Goal
 
-SAMPLES = 100
 CLOSE_AGREEMENT = 0.9  # below it, the user hears how to trade speed for agreement
 
 
@@ -31,7 +30,7 @@ def calibrate(
     ] = "default",
     samples: Annotated[
         int | None,
-        typer.Option(min=1, help="How many samples to measure on; 100, or what --max-drop needs.", show_default=False),
+        typer.Option(min=1, help="How many samples to measure on; 100, for a goal more.", show_default=False),
     ] = None,
     max_drop: Annotated[
         float | None, typer.Option(help="Fastest plan that is shown to lose at most this share of answers, e.g. 0.02.")
@@ -63,12 +62,13 @@ def calibrate(
     from halfv_cli.models import lasting_name, open_model
     from halfv_data import fingerprint, load_samples
     from halfv_probe.calibration import calibrate as measure
+    from halfv_probe.calibration import usual_samples
     from halfv_probe.journal import Journal, header
     from halfv_probe.prompts import Prompts
 
     check_writable(out)
     started = time.perf_counter()
-    wanted = samples or _samples(goal)
+    wanted = samples or usual_samples(goal)
     loaded = load_samples(data, wanted, seed)
     vlm, processor = open_model(model, device, dtype)
     if len(loaded) < wanted:
@@ -137,16 +137,6 @@ def _k(text: str) -> int | float | str:
     if number >= 1 and number == int(number):
         return int(number)
     raise HalfVError(f"--k is {text!r}: give elbow, a whole number of eigenvalues, or a share of the energy like 0.9")
-
-
-def _samples(goal: Goal) -> int:
-    """How many samples a goal should have: enough that a plan may lose a few and still be shown to be good."""
-    if goal.kind != "max_drop" or goal.value is None:
-        return SAMPLES
-    from halfv_probe.confidence import samples_needed
-
-    few_lost = 2.6 * samples_needed(goal.value, goal.confidence)
-    return max(SAMPLES, -(-int(few_lost) // 100) * 100)
 
 
 @contextmanager

@@ -23,17 +23,19 @@ from halfv_accel.evidence import Evidence, Goal, Utility
 from halfv_accel.plan import Fidelity
 from halfv_accel.profile import IVR, SSR, Calibration, model_info
 from halfv_probe.candidates import Candidate, affordable, all_candidates, paper_candidates, utility_candidates
-from halfv_probe.choice import Trials, choose, chooser, finalists
-from halfv_probe.confidence import samples_needed, upper_bound, votes
+from halfv_probe.choice import CONTENDERS, Trials, choose, chooser, contenders, finalists
+from halfv_probe.confidence import for_each, samples_needed, upper_bound, votes
 from halfv_probe.journal import Journal
 from halfv_probe.lifecycle import Lifecycle, lifecycle_of
-from halfv_probe.measurements import CURVE_SAMPLES, SCREEN_SAMPLES, Measurements, Progress, Replied
+from halfv_probe.measurements import CURVE_SAMPLES, FIRST_LOOK, Measurements, Progress, Replied
 from halfv_probe.prompts import Prompts
 from halfv_probe.reasons import explain
 from halfv_probe.stages import Stages, detect_stages
 from halfv_probe.utility import latency_saved, marginal_utility
 
 LATENCY_SAMPLES = 3
+SECOND_LOOK = 300  # samples
+BATCH_MARGIN = 16  # samples that a batch may hold on either side of the second look
 
 
 def calibrate(
@@ -131,11 +133,32 @@ def calibrate(
 def _check_goal(goal: Goal, prompts: Sequence[Mapping[str, Any]] | Prompts) -> None:
     """Refuse a promise that so few samples could not show even if nothing were lost."""
     samples = len(prompts.samples) if isinstance(prompts, Prompts) else sum(len(p["input_ids"]) for p in prompts)
-    if goal.kind == "max_drop" and samples < (needed := samples_needed(goal.value or 0.0, goal.confidence)):
+    if goal.kind == "max_drop" and samples < (needed := least_samples(goal)):
         raise HalfVError(
             f"{samples} samples cannot show a loss of at most {goal.value:.1%} with {goal.confidence:.0%} confidence, "
             f"even if none is lost: give --samples {needed} or more, or a lower --confidence"
         )
+
+
+def second_look(goal: Goal, samples: int) -> int:
+    """How many samples decide which plans are worth the last look."""
+    return min(SECOND_LOOK, samples // 4 if goal.kind == "max_drop" else samples)
+
+
+def least_samples(goal: Goal) -> int:
+    """Fewest samples that can show a promise at all: if behind the second look none is lost."""
+    tested = samples_needed(goal.value or 0.0, for_each(goal.confidence, CONTENDERS))
+    return tested + min(SECOND_LOOK, -(-tested // 3)) + BATCH_MARGIN
+
+
+def usual_samples(goal: Goal) -> int:
+    """How many samples a goal should have: for a promise so many that a plan may lose a few and still be shown good."""
+    if goal.kind == "paper":
+        return 100
+    if goal.kind == "target_flops":
+        return 600
+    tested = 2.6 * samples_needed(goal.value or 0.0, for_each(goal.confidence, CONTENDERS))
+    return -(-int(tested + SECOND_LOOK) // 100) * 100
 
 
 def versions() -> dict[str, str]:
@@ -163,8 +186,12 @@ def _trials(measure: Measurements, goal: Goal, stages: Stages, replied: Replied,
     candidates = list(all_candidates(depth))
     if goal.kind == "target_flops":
         candidates = affordable(candidates, measure.model.config, replied.visual, replied.text, goal.value or 0.0)
-    looked = measure.trials("first look", candidates, replied, SCREEN_SAMPLES)
-    return measure.trials("plans", finalists(looked, goal).candidates, replied)
+    looked = measure.trials("first look", candidates, replied, FIRST_LOOK)
+    seen = second_look(goal, sum(measure.sizes))
+    looked = measure.trials("second look", finalists(looked, goal).candidates, replied, seen)
+    # A promise is tested on samples that had no part in choosing the plans.
+    start = seen if goal.kind == "max_drop" else 0
+    return measure.trials("plans", contenders(looked, goal).candidates, replied, start=start)
 
 
 def _votes(trials: Trials, goal: Goal, seed: int) -> dict[Any, dict[str, float]]:
@@ -183,11 +210,12 @@ def _decision(candidate: Candidate) -> dict[str, Any]:
 def _result(trials: Trials, best: int, goal: Goal) -> dict[str, Any]:
     """What the chosen plan did, as fields of the evidence."""
     lost, samples = int(trials.lost[best].sum()), trials.lost.shape[1]
+    confidence = for_each(goal.confidence, len(trials.candidates) if goal.kind == "max_drop" else 1)
     return {
         "flops": float(trials.flops[best]),
         "agreement": float(trials.same[best].mean()),
         "drop": lost / samples,
-        "drop_bound": upper_bound(lost, samples, goal.confidence),
+        "drop_bound": upper_bound(lost, samples, confidence),
     }
 
 

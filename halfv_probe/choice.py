@@ -3,7 +3,7 @@
 Three goals. ``paper`` keeps the ratios of Table 9 and asks which layers and which mode: near the onset of the entropy
 curve, the cheapest plan that loses at most half a point more of the answers than the most careful one. ``target_flops``
 takes, of all plans within the budget, the one that loses least. ``max_drop`` takes the cheapest plan whose loss is
-shown, by a one-sided Clopper-Pearson bound, to stay below a limit.
+shown to stay below a limit, by one-sided Clopper-Pearson bounds that hold for all plans of the last look at once.
 
 Where losses are equal, the smaller KL divergence decides: it sees what a plan is about to break.
 """
@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from halfv_accel import HalfVError
 from halfv_accel.evidence import Goal, Trial
 from halfv_probe.candidates import Candidate
-from halfv_probe.confidence import upper_bound
+from halfv_probe.confidence import for_each, lower_bound, upper_bound
 
 TOLERANCE = 0.005  # of the goal "paper": share of answers lost beyond the most careful plan's
 BRACKETS = 32  # of equal width in FLOPs, in each of which a first look keeps the best candidates
 PER_BRACKET = 2
+CONTENDERS = 12  # plans that are run on all samples
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,17 @@ def finalists(trials: Trials, goal: Goal) -> Trials:
     return kept.where(np.array(sorted(chosen)))
 
 
+def contenders(trials: Trials, goal: Goal) -> Trials:
+    """The few finalists worth the last look: the most faithful, or the cheapest that may well keep the promise."""
+    order = _by_faith(trials)
+    if goal.kind == "max_drop":
+        samples, limit = trials.lost.shape[1], goal.value or 0.0
+        least = np.array([lower_bound(int(lost), samples, goal.confidence) for lost in trials.lost.sum(axis=1)])
+        plausible = np.flatnonzero(least <= limit)
+        order = plausible[np.argsort(trials.flops[plausible], kind="stable")] if len(plausible) else order
+    return trials.where(np.sort(order[:CONTENDERS]))
+
+
 def best_by_mode(trials: Trials, flops: float) -> dict[str, float]:
     """The smallest drop that each SSR mode reaches with at most so many FLOPs; modes that cannot are left out."""
     found: dict[str, float] = {}
@@ -153,7 +165,8 @@ def _most_faithful(trials: Trials, budget: float) -> int:
 
 def _cheapest_shown(trials: Trials, goal: Goal) -> int:
     samples, limit = trials.lost.shape[1], goal.value or 0.0
-    bounds = np.array([upper_bound(int(lost), samples, goal.confidence) for lost in trials.lost.sum(axis=1)])
+    confidence = for_each(goal.confidence, len(trials.candidates))
+    bounds = np.array([upper_bound(int(lost), samples, confidence) for lost in trials.lost.sum(axis=1)])
     if not (bounds <= limit).any():
         raise HalfVError(
             f"no plan is shown to lose at most {limit:.1%} of the answers with {goal.confidence:.0%} confidence: the "

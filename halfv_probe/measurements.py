@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from halfv_probe.trials import run_trials
 Progress = Callable[[str, int, int], None]
 LABELS_COUNT_FROM = 0.5  # a model that answers fewer right is judged by agreement: its answers are not the labels' kind
 CURVE_SAMPLES = 100  # curves are means and settle early (the paper's own number); promises may need more samples
-SCREEN_SAMPLES = 32  # of a first look at more candidates than can be run on all samples
+FIRST_LOOK = 32  # samples on which all plans of the grid are run
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,15 @@ class Replied:
         known = [right for right in self.right if right is not None]
         return sum(known) / len(known) if known else None
 
-    def lost(self, same: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Which answers are lost, [P, n]: right ones that change; without labels to trust, any reply that changes."""
+    def lost(self, same: NDArray[np.bool_], start: int = 0) -> NDArray[np.bool_]:
+        """Which answers are lost, [P, n], of the samples from ``start`` on.
+
+        Right ones that change; without labels to trust, any reply that changes.
+        """
         if self.accuracy is None or self.accuracy < LABELS_COUNT_FROM:
             return ~same
-        counts = np.array([right is not False for right in self.right[: same.shape[1]]])
-        return ~same & counts
+        right = self.right[start : start + same.shape[1]]
+        return ~same & np.array([each is not False for each in right])
 
 
 @dataclass
@@ -116,9 +120,14 @@ class Measurements:
         return Replied(replies, self._judge([ids for batch in replies for ids in batch.ids]), visual, text)
 
     def trials(
-        self, step: str, candidates: Sequence[Candidate], replied: Replied, samples: int | None = None
+        self,
+        step: str,
+        candidates: Sequence[Candidate],
+        replied: Replied,
+        samples: int | None = None,
+        start: int = 0,
     ) -> Trials:
-        """Run candidates on all samples, or on the batches that hold the first so many."""
+        """Run candidates on all samples, on the first so many (in whole batches), or on those behind ``start``."""
         plans = [candidate.plan(self.fidelity) for candidate in candidates]
 
         def measure(index: int, inputs: Mapping[str, Any]) -> list[Any]:
@@ -126,34 +135,39 @@ class Measurements:
             return [found.same.int().tolist(), found.kl.tolist()]
 
         asked = hashlib.sha256(repr(candidates).encode()).hexdigest()[:12]  # another goal tries other plans
-        batches = self._each(step, measure, samples, key=f"{step} {asked}")
+        batches = self._each(step, measure, samples, start, key=f"{step} {asked}")
         same = np.concatenate([batch[0] for batch in batches], axis=1).astype(bool)
         kl = np.concatenate([batch[1] for batch in batches], axis=1)
         config = self.model.config
         flops = np.array([each.flops(config, replied.visual, replied.text) for each in candidates])
-        return Trials(tuple(candidates), flops, replied.lost(same), same, kl)
+        return Trials(tuple(candidates), flops, replied.lost(same, self._first(start)), same, kl)
 
     def _each(
-        self, step: str, measure: Callable[[int, Mapping[str, Any]], Any], samples: int | None = None, key: str = ""
+        self,
+        step: str,
+        measure: Callable[[int, Mapping[str, Any]], Any],
+        samples: int | None = None,
+        start: int = 0,
+        key: str = "",
     ) -> list[Any]:
         """A measurement of every batch; those in the journal are not prepared again."""
-        key = key or step
-        results, done = [], 0
-        total = sum(self.sizes) if samples is None else min(samples, sum(self.sizes))
-        self.progress(step, 0, total)
-        for index, size in self._batches(total):
-            results.append(self.journal.recall(f"{key}/{index}", lambda i=index: measure(i, self.prompts[i])))  # type: ignore[misc]
-            done += size
-            self.progress(step, min(done, total), total)
+        key, results, done = key or step, [], 0
+        first, last = self._first(start), sum(self.sizes) if samples is None else min(samples, sum(self.sizes))
+        self.progress(step, 0, last - first)
+        for index, (place, size) in enumerate(zip(self._places(), self.sizes, strict=True)):
+            if first <= place < last:
+                results.append(self.journal.recall(f"{key}/{index}", lambda i=index: measure(i, self.prompts[i])))  # type: ignore[misc]
+                done += size
+                self.progress(step, min(done, last - first), last - first)
         return results
 
-    def _batches(self, total: int) -> Iterator[tuple[int, int]]:
-        done = 0
-        for index, size in enumerate(self.sizes):
-            if done >= total:
-                return
-            yield index, size
-            done += size
+    def _places(self) -> list[int]:
+        """Number of each batch's first sample."""
+        return [0, *accumulate(self.sizes)][:-1]
+
+    def _first(self, start: int) -> int:
+        """Number of the first sample that no batch shares with the first ``start``."""
+        return min((place for place in self._places() if place >= start), default=sum(self.sizes))
 
     def _judge(self, replies: list[list[int]]) -> list[bool | None]:
         if not isinstance(self.prompts, Prompts):

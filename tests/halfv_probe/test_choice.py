@@ -7,11 +7,22 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom
 
 from halfv_accel import HalfVError
 from halfv_accel.evidence import Goal
 from halfv_probe.candidates import Candidate
-from halfv_probe.choice import BRACKETS, Trials, best_by_mode, choose, chooser, finalists, pareto
+from halfv_probe.choice import (
+    BRACKETS,
+    CONTENDERS,
+    Trials,
+    best_by_mode,
+    choose,
+    chooser,
+    contenders,
+    finalists,
+    pareto,
+)
 
 MODES = ("none", "sparse", "freeze")
 SAMPLES = [1, 30, 100, 199, 200, 201, 400]
@@ -66,7 +77,8 @@ def test_a_budget_is_met_by_the_most_faithful_plan_within_it(trials, budget):
 @given(trials=outcomes(), limit=st.sampled_from([0.01, 0.02, 0.05, 0.1, 0.3]), confidence=st.sampled_from([0.8, 0.95]))
 def test_a_promise_is_kept_by_the_cheapest_plan_shown_to_keep_it(trials, limit, confidence):
     samples = trials.lost.shape[1]
-    good = [n for n in everyone(trials) if shown(int(trials.lost[n].sum()), samples, limit, confidence)]
+    each = 1 - (1 - confidence) / len(trials.candidates)  # all bounds hold together
+    good = [n for n in everyone(trials) if shown(int(trials.lost[n].sum()), samples, limit, each)]
     goal = Goal(kind="max_drop", value=limit, confidence=confidence)
     if good:
         best = choose(trials, goal)
@@ -77,6 +89,30 @@ def test_a_promise_is_kept_by_the_cheapest_plan_shown_to_keep_it(trials, limit, 
             HalfVError, match=r"^no plan is shown to lose at most .* --max-drop, or give more --samples$"
         ):
             choose(trials, goal)
+
+
+@given(trials=outcomes(), limit=st.sampled_from([0.02, 0.1]))
+def test_contenders_for_a_promise_are_the_cheapest_that_may_keep_it(trials, limit):
+    samples = trials.lost.shape[1]
+    left = contenders(trials, Goal(kind="max_drop", value=limit))
+    may = [n for n in everyone(trials) if not shown_to_lose_more(int(trials.lost[n].sum()), samples, limit)]
+    dearest = max(left.flops)
+    assert 1 <= len(left.candidates) <= CONTENDERS
+    if may:
+        assert all(trials.candidates[n] in left.candidates for n in may if trials.flops[n] < dearest)
+        assert len(left.candidates) == min(CONTENDERS, len(may))
+
+
+def shown_to_lose_more(lost, samples, limit):
+    """Would a plan that loses only the limit lose so many with a chance below 5 %?"""
+    return binom.sf(lost - 1, samples, limit) < 0.05
+
+
+@given(trials=outcomes())
+def test_contenders_for_a_budget_are_the_most_faithful(trials):
+    left = contenders(trials, Goal(kind="target_flops", value=1.0))
+    ranked = sorted(everyone(trials), key=lambda n: faith(trials, n))
+    assert {faith(left, n) for n in everyone(left)} == {faith(trials, n) for n in ranked[:CONTENDERS]}
 
 
 def is_cheapest(trials, best, allowed):
