@@ -57,7 +57,6 @@ def calibrate(
     goal, eigenvalues = _goal(max_drop, target_flops, confidence), _k(k)
     from rich.console import Console
 
-    from halfv_accel import HalfVError
     from halfv_accel.files import check_writable
     from halfv_cli.models import lasting_name, open_model
     from halfv_data import fingerprint, load_samples
@@ -75,6 +74,8 @@ def calibrate(
         typer.echo(f"{data} holds {len(loaded)} samples, fewer than {wanted}: using all of them", err=True)
     place = out.with_name(out.name + ".journal")
     settings = dict(data=fingerprint(loaded), seed=seed, fidelity=fidelity, batch_size=batch_size)
+    if place.exists() and not resume:
+        typer.echo(f"note: {place} of an earlier calibration is overwritten; --resume would go on with it", err=True)
     journal = Journal(place, header(vlm, settings), resume)
     try:
         with _progress(Console(stderr=True)) as show:
@@ -92,10 +93,6 @@ def calibrate(
                 journal=journal,
                 progress=show,
             )
-    except HalfVError as error:
-        if place.exists():
-            raise HalfVError(f"{error} (--resume uses again what was measured)") from error
-        raise
     except KeyboardInterrupt:
         typer.echo(f"\ninterrupted; {place} keeps what was measured: the same command with --resume goes on", err=True)
         raise
@@ -114,8 +111,8 @@ def _goal(max_drop: float | None, target_flops: float | None, confidence: float)
     if max_drop is not None and target_flops is not None:
         raise HalfVError("--max-drop and --target-flops are two goals: give one of them")
     for name, value in (("--max-drop", max_drop), ("--target-flops", target_flops), ("--confidence", confidence)):
-        if value is not None and not 0 < value < 1:
-            raise HalfVError(f"{name} is {value:g}: give a share between 0 and 1, for example 0.02 for 2 %")
+        if value is not None and not 0.001 <= value < 1:
+            raise HalfVError(f"{name} is {value:g}: give a share from 0.001 to 1, for example 0.02 for 2 %")
     if max_drop is not None:
         return Goal(kind="max_drop", value=max_drop, confidence=confidence)
     if target_flops is not None:
@@ -199,6 +196,7 @@ def _rows(profile: Profile) -> Iterator[tuple[str, str, str, str]]:
     if evidence.flops is not None:
         yield "prefill FLOPs", f"{evidence.flops:.0%}", "", why("goal", "of untouched")
     if evidence.agreement is not None and evidence.drop is not None and evidence.drop_bound is not None:
-        bound = f"at most {evidence.drop_bound:.1%}"
-        yield "answers lost", f"{evidence.drop:.1%}", f"{evidence.goal.confidence:.0%}", f"{bound} with this confidence"
-        yield "agreement", f"{evidence.agreement:.0%}", "", "replies that stay the untouched model's"
+        bound = f"at most {evidence.drop_bound:.1%} with this confidence"
+        chosen_on = "" if evidence.goal.kind == "max_drop" else ", if this plan had been given (it was chosen on them)"
+        yield "answers lost", f"{evidence.drop:.1%}", f"{evidence.goal.confidence:.0%}", bound + chosen_on
+        yield "agreement", f"{evidence.agreement:.0%}", "", "replies (first 8 tokens) that stay the untouched model's"

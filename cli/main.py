@@ -57,6 +57,8 @@ def _explain(error: Exception) -> tuple[str, int]:
     own = type(error).__module__.split(".")[0] in ("halfv_accel", "halfv_data")
     if own or isinstance(error, OSError):  # what a user can cause; the message names the way out
         return str(error), 1
+    if type(error).__name__ == "OutOfMemoryError":
+        return "the GPU ran out of memory: give a smaller --batch-size, fewer or smaller pictures, or --device cpu", 1
     if isinstance(error, ModuleNotFoundError):
         package = "'halfv[probe]'" if error.name in ("matplotlib", "scipy", "datasets") else error.name
         return f"{error.name} is not installed: pip install {package}", 1

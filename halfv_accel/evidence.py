@@ -36,8 +36,10 @@ class Trial(Document):
     ssr_mode: SSRMode = "none"
     ssr_layer: Layer | None = None
     ssr_retention: Ratio | None = None
-    flops: Finite = Field(gt=0, description="Exact prefill FLOPs of the decoder, selection included / untouched.")
-    agreement: Share = Field(description="Share of samples whose whole reply stays the untouched model's.")
+    flops: Finite = Field(
+        gt=0, description="Exact prefill FLOPs / untouched, decoder and selection, for a prompt of mean size."
+    )
+    agreement: Share = Field(description="Share of samples whose reply (at most 8 tokens) stays the untouched model's.")
     drop: Share = Field(description="Share of samples whose right answer is lost; without answers 1 - agreement.")
     kl: Finite = Field(description="KL of the next-token distribution, mean over the reply's tokens, nats.")
     samples: int = Field(ge=1, description="Samples it was run on.")
@@ -118,7 +120,7 @@ class Evidence(Document):
     )
     flops: Finite | None = Field(default=None, description="Exact prefill FLOPs of the plan / untouched.")
     agreement: Share | None = Field(
-        default=None, description="Share of samples whose reply the profile leaves unchanged."
+        default=None, description="Share of samples whose reply (at most 8 tokens) the profile leaves unchanged."
     )
     drop: Share | None = Field(default=None, description="Share of samples whose right answer is lost (see Trial).")
     drop_bound: Share | None = Field(default=None, description="Upper confidence bound of `drop` (Clopper-Pearson).")

@@ -22,11 +22,18 @@ from halfv_accel.adapters import check_projections, family_of
 from halfv_accel.evidence import Evidence, Goal, Utility
 from halfv_accel.plan import Fidelity
 from halfv_accel.profile import IVR, SSR, Calibration, model_info
-from halfv_probe.candidates import Candidate, affordable, all_candidates, paper_candidates, utility_candidates
-from halfv_probe.choice import CONTENDERS, Trials, choose, chooser, contenders, finalists
-from halfv_probe.confidence import for_each, samples_needed, upper_bound, votes
+from halfv_probe.candidates import (
+    Candidate,
+    affordable,
+    all_candidates,
+    anchor_ratio,
+    paper_candidates,
+    utility_candidates,
+)
+from halfv_probe.choice import Trials, choose, chooser, contenders, finalists
+from halfv_probe.confidence import samples_needed, upper_bound, votes
 from halfv_probe.journal import Journal
-from halfv_probe.lifecycle import Lifecycle, lifecycle_of
+from halfv_probe.lifecycle import Lifecycle, check_k, lifecycle_of
 from halfv_probe.measurements import CURVE_SAMPLES, FIRST_LOOK, Measurements, Progress, Replied
 from halfv_probe.prompts import Prompts
 from halfv_probe.reasons import explain
@@ -35,7 +42,6 @@ from halfv_probe.utility import latency_saved, marginal_utility
 
 LATENCY_SAMPLES = 3
 SECOND_LOOK = 300  # samples
-BATCH_MARGIN = 16  # samples that a batch may hold on either side of the second look
 
 
 def calibrate(
@@ -83,20 +89,25 @@ def calibrate(
     Raises
     ------
     HalfVError
-        If the architecture is not supported, or no plan reaches the goal.
+        If the architecture is not supported, the model has fewer than four layers, or no plan reaches the goal.
     ValueError
-        If there is no prompt, or the model has fewer than four layers.
+        If there is no prompt.
     """
     goal = goal or Goal()
-    _check_goal(goal, prompts)
+    depth = len(family_of(model).layers)
+    if depth < 4:
+        raise HalfVError(f"the model has {depth} decoder layers, too few for three stages: give one with at least 4")
+    if model.device.type == "mps":
+        raise HalfVError("calibration needs float64, which mps lacks: calibrate with --device cpu")
+    check_k(k)
     check_projections(family_of(model))  # minutes earlier than the first accelerated run would
     measure = Measurements(model, prompts, fidelity, journal or Journal(), progress)
+    _check_goal(goal, measure)
     measure.verify()
     lifecycle = lifecycle_of(measure.spectra(), fidelity, k)
     layer_kl, suffix_kl, suffix_same = measure.redundancies()
     stages = detect_stages(lifecycle.entropy["visual"], layer_kl.mean(axis=0))
     replied = measure.replies()
-    depth = len(family_of(model).layers)
     pruned = measure.trials("marginal utility", list(utility_candidates(depth)), replied, CURVE_SAMPLES)
     trials = _trials(measure, goal, stages, replied, depth)
     best = choose(trials, goal)
@@ -130,13 +141,17 @@ def calibrate(
     )
 
 
-def _check_goal(goal: Goal, prompts: Sequence[Mapping[str, Any]] | Prompts) -> None:
-    """Refuse a promise that so few samples could not show even if nothing were lost."""
-    samples = len(prompts.samples) if isinstance(prompts, Prompts) else sum(len(p["input_ids"]) for p in prompts)
-    if goal.kind == "max_drop" and samples < (needed := least_samples(goal)):
+def _check_goal(goal: Goal, measure: Measurements) -> None:
+    """Refuse a promise that the samples behind the second look could not show even if nothing were lost."""
+    if goal.kind != "max_drop":
+        return
+    samples, needed = sum(measure.sizes), samples_needed(goal.value or 0.0, goal.confidence)
+    tested = samples - measure.first(second_look(goal, samples))
+    if tested < needed:
         raise HalfVError(
-            f"{samples} samples cannot show a loss of at most {goal.value:.1%} with {goal.confidence:.0%} confidence, "
-            f"even if none is lost: give --samples {needed} or more, or a lower --confidence"
+            f"{samples} samples leave {tested} for the test, and {needed} are needed to show a loss of at most "
+            f"{goal.value:.1%} with {goal.confidence:.0%} confidence: give {usual_samples(goal)} samples, "
+            "smaller batches, or a larger --max-drop"
         )
 
 
@@ -145,20 +160,14 @@ def second_look(goal: Goal, samples: int) -> int:
     return min(SECOND_LOOK, samples // 4 if goal.kind == "max_drop" else samples)
 
 
-def least_samples(goal: Goal) -> int:
-    """Fewest samples that can show a promise at all: if behind the second look none is lost."""
-    tested = samples_needed(goal.value or 0.0, for_each(goal.confidence, CONTENDERS))
-    return tested + min(SECOND_LOOK, -(-tested // 3)) + BATCH_MARGIN
-
-
 def usual_samples(goal: Goal) -> int:
     """How many samples a goal should have: for a promise so many that a plan may lose a few and still be shown good."""
     if goal.kind == "paper":
         return 100
     if goal.kind == "target_flops":
         return 600
-    tested = 2.6 * samples_needed(goal.value or 0.0, for_each(goal.confidence, CONTENDERS))
-    return -(-int(tested + SECOND_LOOK) // 100) * 100
+    tested = 4 * samples_needed(goal.value or 0.0, goal.confidence)
+    return -(-(tested + SECOND_LOOK) // 100) * 100
 
 
 def versions() -> dict[str, str]:
@@ -180,7 +189,7 @@ def _trials(measure: Measurements, goal: Goal, stages: Stages, replied: Replied,
     """The candidates that a goal asks for, run on all samples."""
     if goal.kind == "paper":
         if not stages.stable:
-            return measure.trials("plans", [Candidate(stages.ivr_layer, 0.5, 0.1)], replied)
+            return measure.trials("plans", [Candidate(stages.ivr_layer, 0.5, anchor_ratio(0.5))], replied)
         candidates = list(paper_candidates(depth, neighbourhood(stages.ivr_layer, depth)))
         return measure.trials("plans", candidates, replied)
     candidates = list(all_candidates(depth))
@@ -195,7 +204,9 @@ def _trials(measure: Measurements, goal: Goal, stages: Stages, replied: Replied,
 
 
 def _votes(trials: Trials, goal: Goal, seed: int) -> dict[Any, dict[str, float]]:
-    """How often each choice wins when the samples are drawn anew."""
+    """How often each choice wins, of these candidates, when the samples are drawn anew."""
+    if len(trials.candidates) == 1:
+        return {}
     counted = votes(trials.lost.shape[1], chooser(trials, goal), seed)
     return dict(zip(("ivr", "ssr", "mode"), counted, strict=True))
 
@@ -210,12 +221,11 @@ def _decision(candidate: Candidate) -> dict[str, Any]:
 def _result(trials: Trials, best: int, goal: Goal) -> dict[str, Any]:
     """What the chosen plan did, as fields of the evidence."""
     lost, samples = int(trials.lost[best].sum()), trials.lost.shape[1]
-    confidence = for_each(goal.confidence, len(trials.candidates) if goal.kind == "max_drop" else 1)
     return {
         "flops": float(trials.flops[best]),
         "agreement": float(trials.same[best].mean()),
         "drop": lost / samples,
-        "drop_bound": upper_bound(lost, samples, confidence),
+        "drop_bound": upper_bound(lost, samples, goal.confidence),
     }
 
 

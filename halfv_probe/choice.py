@@ -2,8 +2,9 @@
 
 Three goals. ``paper`` keeps the ratios of Table 9 and asks which layers and which mode: near the onset of the entropy
 curve, the cheapest plan that loses at most half a point more of the answers than the most careful one. ``target_flops``
-takes, of all plans within the budget, the one that loses least. ``max_drop`` takes the cheapest plan whose loss is
-shown to stay below a limit, by one-sided Clopper-Pearson bounds that hold for all plans of the last look at once.
+takes, of all plans within the budget, the one that loses least. ``max_drop`` tests plans on samples that had no part in
+choosing them, from the most faithful to the cheapest, each by a one-sided Clopper-Pearson bound, and takes the last one
+before the first that is not shown to stay below the limit.
 
 Where losses are equal, the smaller KL divergence decides: it sees what a plan is about to break.
 """
@@ -19,12 +20,12 @@ from numpy.typing import NDArray
 from halfv_accel import HalfVError
 from halfv_accel.evidence import Goal, Trial
 from halfv_probe.candidates import Candidate
-from halfv_probe.confidence import for_each, lower_bound, upper_bound
+from halfv_probe.confidence import upper_bound
 
 TOLERANCE = 0.005  # of the goal "paper": share of answers lost beyond the most careful plan's
 BRACKETS = 32  # of equal width in FLOPs, in each of which a first look keeps the best candidates
 PER_BRACKET = 2
-CONTENDERS = 12  # plans that are run on all samples
+CONTENDERS = 12  # plans within a budget that are run on all samples
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def choose(trials: Trials, goal: Goal) -> int:
     if goal.kind == "target_flops":
         return _most_faithful(trials, goal.value or 0.0)
     if goal.kind == "max_drop":
-        return _cheapest_shown(trials, goal)
+        return _last_shown(trials, goal)
     drop = trials.drop
     return _cheapest(trials, drop <= drop.min() + TOLERANCE + 1e-9)
 
@@ -104,14 +105,18 @@ def finalists(trials: Trials, goal: Goal) -> Trials:
 
 
 def contenders(trials: Trials, goal: Goal) -> Trials:
-    """The few finalists worth the last look: the most faithful, or the cheapest that may well keep the promise."""
+    """The few finalists worth the last look.
+
+    Within a budget, the most faithful. For a promise, those that no cheaper one is as faithful as, from the most
+    faithful to the cheapest: in this order they will be tested.
+    """
     order = _by_faith(trials)
-    if goal.kind == "max_drop":
-        samples, limit = trials.lost.shape[1], goal.value or 0.0
-        least = np.array([lower_bound(int(lost), samples, goal.confidence) for lost in trials.lost.sum(axis=1)])
-        plausible = np.flatnonzero(least <= limit)
-        order = plausible[np.argsort(trials.flops[plausible], kind="stable")] if len(plausible) else order
-    return trials.where(np.sort(order[:CONTENDERS]))
+    if goal.kind != "max_drop":
+        return trials.where(np.sort(order[:CONTENDERS]))
+    rank = np.empty(len(order), dtype=np.intp)
+    rank[order] = np.arange(len(order))
+    front = pareto(trials.flops.tolist(), rank.tolist())
+    return trials.where(np.array(front[::-1]))
 
 
 def best_by_mode(trials: Trials, flops: float) -> dict[str, float]:
@@ -163,17 +168,22 @@ def _most_faithful(trials: Trials, budget: float) -> int:
     return int(within[_by_faith(trials.where(within))[0]])
 
 
-def _cheapest_shown(trials: Trials, goal: Goal) -> int:
-    samples, limit = trials.lost.shape[1], goal.value or 0.0
-    confidence = for_each(goal.confidence, len(trials.candidates))
-    bounds = np.array([upper_bound(int(lost), samples, confidence) for lost in trials.lost.sum(axis=1)])
-    if not (bounds <= limit).any():
+def _last_shown(trials: Trials, goal: Goal) -> int:
+    """Test the candidates in their order, and stop at the first that is not shown to keep the promise.
+
+    A sequence that was fixed beforehand may be tested at full confidence each (Maurer et al. 1995; for model choice,
+    Angelopoulos et al. 2021, "Learn then Test"): only a plan that fails and passes by chance does harm, and the first
+    such plan ends the sequence.
+    """
+    lost, samples, limit = trials.lost.sum(axis=1), trials.lost.shape[1], goal.value or 0.0
+    passed = [upper_bound(int(each), samples, goal.confidence) <= limit for each in lost]
+    if not passed[0]:
         raise HalfVError(
             f"no plan is shown to lose at most {limit:.1%} of the answers with {goal.confidence:.0%} confidence: the "
-            f"best one lost {int(trials.lost.sum(axis=1).min())} of {samples}, so allow more with --max-drop, "
+            f"most faithful one lost {int(lost[0])} of {samples}, so allow more with --max-drop, "
             "or give more --samples"
         )
-    return _cheapest(trials, bounds <= limit)
+    return (passed.index(False) if False in passed else len(passed)) - 1
 
 
 def pareto(flops: Sequence[float], drop: Sequence[float]) -> list[int]:

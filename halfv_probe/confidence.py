@@ -22,16 +22,6 @@ def upper_bound(lost: int, samples: int, confidence: float = 0.95) -> float:
     return 1.0 if lost >= samples else float(beta.ppf(confidence, lost + 1, samples - lost))
 
 
-def lower_bound(lost: int, samples: int, confidence: float = 0.95) -> float:
-    """One-sided Clopper-Pearson bound: the share lost is above it with this confidence."""
-    return 0.0 if lost <= 0 else float(beta.ppf(1 - confidence, lost, samples - lost + 1))
-
-
-def for_each(confidence: float, plans: int) -> float:
-    """Confidence of each bound so that all of them hold together with ``confidence`` (Bonferroni)."""
-    return 1 - (1 - confidence) / max(plans, 1)
-
-
 def samples_needed(max_drop: float, confidence: float = 0.95) -> int:
     """Fewest samples on which a loss below `max_drop` can be shown at all, namely if none is lost.
 

@@ -118,6 +118,8 @@ def header(model: PreTrainedModel, settings: Mapping[str, Any]) -> dict[str, Any
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(name.encode())
+        if parameter.is_meta:  # offloaded: not here to be read
+            continue
         digest.update(parameter.detach().flatten()[:16].double().cpu().numpy().tobytes())
     kind = {"dtype": str(model.dtype), "device": model.device.type, "attention": model.config._attn_implementation}
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}

@@ -140,7 +140,7 @@ class Measurements:
         kl = np.concatenate([batch[1] for batch in batches], axis=1)
         config = self.model.config
         flops = np.array([each.flops(config, replied.visual, replied.text) for each in candidates])
-        return Trials(tuple(candidates), flops, replied.lost(same, self._first(start)), same, kl)
+        return Trials(tuple(candidates), flops, replied.lost(same, self.first(start)), same, kl)
 
     def _each(
         self,
@@ -152,7 +152,7 @@ class Measurements:
     ) -> list[Any]:
         """A measurement of every batch; those in the journal are not prepared again."""
         key, results, done = key or step, [], 0
-        first, last = self._first(start), sum(self.sizes) if samples is None else min(samples, sum(self.sizes))
+        first, last = self.first(start), sum(self.sizes) if samples is None else min(samples, sum(self.sizes))
         self.progress(step, 0, last - first)
         for index, (place, size) in enumerate(zip(self._places(), self.sizes, strict=True)):
             if first <= place < last:
@@ -165,7 +165,7 @@ class Measurements:
         """Number of each batch's first sample."""
         return [0, *accumulate(self.sizes)][:-1]
 
-    def _first(self, start: int) -> int:
+    def first(self, start: int) -> int:
         """Number of the first sample that no batch shares with the first ``start``."""
         return min((place for place in self._places() if place >= start), default=sum(self.sizes))
 

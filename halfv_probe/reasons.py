@@ -27,10 +27,11 @@ def explain(
     reasons = {"goal": _goal(goal, trials, best), "curve": _curve(stages)}
     reasons["ivr"] = _ivr(stages, pruned, chosen.ivr_layer, chosen.ivr_retention)
     if chosen.ssr_layer is not None:
-        reasons["ssr"] = (
-            f"visual updates frozen in all layers from {chosen.ssr_layer} on cost {suffix_kl[chosen.ssr_layer]:.1e} "
-            f"nats; the plan itself loses {trials.drop[best]:.1%}"
+        frozen = (
+            f"visual updates frozen in all layers from {chosen.ssr_layer} on cost {suffix_kl[chosen.ssr_layer]:.1e}"
         )
+        kept = "; the plan drops tokens instead" if chosen.ssr_mode == "sparse" else ""
+        reasons["ssr"] = f"{frozen} nats{kept} and loses {trials.drop[best]:.1%}"
     reasons["mode"] = _mode(trials, best, layer_kl)
     return reasons
 
@@ -53,6 +54,8 @@ def _goal(goal: Goal, trials: Trials, best: int) -> str:
 
 def _ivr(stages: Stages, pruned: Trials, layer: int, retention: float) -> str:
     """Where the curve has its onset, and where pruning once has the smallest marginal utility near it."""
+    if retention == 1:
+        return "no first stage: all visual tokens are kept up to the second"
     nearest = min({c.ivr_retention for c in pruned.candidates}, key=lambda ratio: abs(ratio - retention))
     utility = {
         candidate.ivr_layer: marginal_utility(float(drop), float(1 - flops))
@@ -65,7 +68,7 @@ def _ivr(stages: Stages, pruned: Trials, layer: int, retention: float) -> str:
     rank = (
         "the smallest" if layer in smallest else f"not the smallest (layer {smallest[0]} has {min(near.values()):.3f})"
     )
-    return f"{onset}; marginal utility {utility[layer]:.3f} here is {rank} in the neighbourhood"
+    return f"{onset}; keeping {nearest:.0%} here has marginal utility {utility[layer]:.3f}, {rank} near it"
 
 
 def _mode(trials: Trials, best: int, layer_kl: NDArray[np.float64]) -> str:

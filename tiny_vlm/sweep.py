@@ -91,7 +91,7 @@ def judge(goal: Goal, chosen: Candidate, table: Trials) -> Row:
         holds = flops[mine] <= (goal.value or 0) and drop[mine] <= drop[best] + 0.01 + 1e-9
     elif goal.kind == "max_drop":
         best = _cheapest(
-            table, [upper_bound(int(n), table.lost.shape[1]) <= goal.value for n in table.lost.sum(axis=1)]
+            table, [upper_bound(int(n), table.lost.shape[1]) <= (goal.value or 0) for n in table.lost.sum(axis=1)]
         )
         holds = drop[mine] <= (goal.value or 0) + 1e-9 and flops[mine] <= 1.1 * flops[best]
     else:

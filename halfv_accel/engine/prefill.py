@@ -152,6 +152,7 @@ class Prefill:
 
     def keep(self, rows: Tensor, then: Then) -> None:
         """Let later layers process only these rows [B, S] of the active ones; the others are gone or frozen."""
+        self._move(rows.device)
         self.active = rows
         if then == "drop":
             self.alive = rows
