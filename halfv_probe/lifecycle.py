@@ -24,7 +24,7 @@ from halfv_probe.capture import watch_boundaries
 from halfv_probe.elbow import find_elbow
 from halfv_probe.entropy import full_entropy_bounds, participation_ratio, tail_mass, truncated_entropy
 from halfv_probe.geometry import curvature_energy, mean_turning
-from halfv_probe.spectra import spectrum
+from halfv_probe.spectra import checked, eigenvalues, group_grams
 
 Group = Literal["visual", "text", "all"]
 GROUPS: tuple[Group, ...] = ("visual", "text", "all")
@@ -114,8 +114,8 @@ def measure_lifecycle(
     fidelity : {"paper", "reference"}
         ``reference`` follows the public code: final norm applied, tokens centred, k = 50.
     k : "elbow", int or float
-        Eigenvalues that enter the entropy: the elbow of the averaged visual spectrum, a number, or as many as hold this
-        share of its energy.
+        Eigenvalues that enter the entropy: the elbow of the averaged visual spectrum (of its ``HEAD`` largest values,
+        so that the noise floor of a precision has no say), a number, or as many as hold this share of its energy.
 
     Raises
     ------
@@ -156,7 +156,7 @@ class _Row:
         if not visual.any():
             raise ValueError("a prompt without a picture has no visual entropy: give every sample a picture")
         self.family, self.reference = family, fidelity == "reference"
-        self.masks: dict[Group, Tensor] = {"visual": visual, "text": text, "all": visual | text}
+        self.visual, self.text = visual, text
         self.values: dict[Group, list[Tensor]] = {group: [] for group in GROUPS}
         self.trace: dict[Group, list[float]] = {group: [] for group in GROUPS}
         self.rank: dict[Group, int] = {}
@@ -164,16 +164,14 @@ class _Row:
 
     def see(self, states: Tensor) -> None:
         rows = self.family.normed(states) if self.reference else states
-        for group, mask in self.masks.items():
-            tokens = rows[mask.to(rows.device)].double()
-            if self.reference:
-                tokens = tokens - tokens.mean(dim=0)
-            head = spectrum(tokens, k=HEAD).cpu()
+        visual, text = (checked(rows[mask.to(rows.device)]) for mask in (self.visual, self.text))
+        for group, gram in zip(GROUPS, group_grams(visual, text, self.reference), strict=True):
+            head = eigenvalues(gram, HEAD).cpu()
             self.values[group].append(torch.nn.functional.pad(head, (0, HEAD - len(head))))
-            self.trace[group].append(tokens.square().sum().item())
-            self.rank[group] = min(tokens.shape)
-            if group == "visual":
-                self.bends.append((curvature_energy(tokens), mean_turning(tokens)) if len(tokens) > 2 else (0.0, 0.0))
+            self.trace[group].append(gram.trace().item())
+        counts = (len(visual), len(text), len(visual) + len(text))
+        self.rank = {group: min(count, states.shape[1]) for group, count in zip(GROUPS, counts, strict=True)}
+        self.bends.append((curvature_energy(visual), mean_turning(visual)) if len(visual) > 2 else (0.0, 0.0))
 
     def done(self) -> SampleSpectra:
         curvature, turning = np.array(self.bends).T
@@ -231,6 +229,21 @@ def _bounds(sample: SampleSpectra, entropy: Curve, tails: Curve, k: int) -> tupl
     return [each.low for each in found], [each.high for each in found]
 
 
+def check_k(k: int | float | str) -> None:
+    """Refuse what `lifecycle_of` could not use, before anything is measured.
+
+    Raises
+    ------
+    HalfVError
+    """
+    whole = isinstance(k, int) and 1 <= k <= HEAD
+    share = isinstance(k, float) and 0 < k < 1
+    if not (k == "elbow" or whole or share):
+        raise HalfVError(
+            f"k is {k!r}: give 'elbow', a number from 1 to {HEAD}, or a share of the energy between 0 and 1"
+        )
+
+
 def _eigenvalues(
     shares: Curve, fidelity: Fidelity, k: int | float | str
 ) -> tuple[int, Literal["elbow", "fixed", "energy"]]:
@@ -239,13 +252,12 @@ def _eigenvalues(
         return REFERENCE_K, "fixed"
     if k == "elbow":
         return max(2, find_elbow(shares[shares > 0])), "elbow"  # the entropy of one eigenvalue is always 0
-    if isinstance(k, int) and 1 <= k <= HEAD:
+    check_k(k)
+    if isinstance(k, int):
         return k, "fixed"
-    if isinstance(k, float) and 0 < k < 1:
-        held = np.cumsum(shares)
-        if held[-1] < k:
-            raise HalfVError(
-                f"k is {k:g} of the energy, but the {HEAD} largest eigenvalues hold only {held[-1]:.3f}: give less"
-            )
-        return int(np.searchsorted(held, k) + 1), "energy"
-    raise HalfVError(f"k is {k!r}: give 'elbow', a number from 1 to {HEAD}, or a share of the energy between 0 and 1")
+    held = np.cumsum(shares)
+    if held[-1] < float(k):
+        raise HalfVError(
+            f"k is {k} of the energy, but the {HEAD} largest eigenvalues hold only {held[-1]:.3f}: give less"
+        )
+    return int(np.searchsorted(held, float(k)) + 1), "energy"

@@ -2,7 +2,8 @@
 
 The states of N tokens are stacked to Z [N, D]. Z Z^T and Z^T Z share their non-zero eigenvalues, so the Gram matrix is
 taken on the smaller side. It is formed and decomposed in float64: its eigenvalues are squares of singular values and
-span twice their orders of magnitude, more than float32 resolves.
+span twice their orders of magnitude, more than float32 resolves. Where only the largest are asked for, `eigensolver`
+finds them faster than a full decomposition, and proves that they are the largest.
 
 >>> spectrum([[3.0, 0.0], [0.0, 2.0], [0.0, 0.0]]).tolist()
 [9.0, 4.0]
@@ -12,9 +13,11 @@ from __future__ import annotations
 
 import torch
 from numpy.typing import ArrayLike
+from scipy.linalg.blas import dsyrk
 from torch import Tensor
 
 from halfv_accel.errors import HalfVError
+from halfv_probe.eigensolver import all_eigenvalues, leading_eigenvalues
 
 
 def spectrum(states: ArrayLike | Tensor, center: bool = False, k: int | None = None) -> Tensor:
@@ -22,8 +25,9 @@ def spectrum(states: ArrayLike | Tensor, center: bool = False, k: int | None = N
 
     Parameters
     ----------
-    states : (N, D) array-like or tensor
-        One row a token, any real dtype, any device.
+    states : (..., N, D) array-like or tensor
+        One row a token, any real dtype, any device. Leading dimensions are a batch; a sample with fewer tokens may be
+        filled up with rows of zeros, which add only eigenvalues that are zero (but not with ``center``).
     center : bool
         Subtract the mean token first. Eq. 1 does not; the paper's public code does.
     k : int, optional
@@ -32,20 +36,67 @@ def spectrum(states: ArrayLike | Tensor, center: bool = False, k: int | None = N
     Returns
     -------
     Tensor
-        float64 [min(N, D)] or [k], non-negative, in squared units of the states, on the states' device.
+        float64 [..., min(N, D)] or [..., k], non-negative, in squared units of the states, on the states' device. With
+        k, equal to those of a full decomposition as closely as `leading_eigenvalues` says.
 
     Raises
     ------
     HalfVError
-        If ``states`` is not a matrix with at least one row, or holds a value that is not finite.
+        If ``states`` is not a matrix with at least one row (or a batch of them), or holds a value that is not finite.
     """
+    matrix = checked(states)
+    if center:
+        matrix = matrix - matrix.mean(dim=-2, keepdim=True)
+    return eigenvalues(gram_matrix(matrix), k)
+
+
+def checked(states: ArrayLike | Tensor) -> Tensor:
+    """States as float64 matrices [..., N, D]; errors as `spectrum`."""
     matrix = torch.as_tensor(states).to(torch.float64)
-    if matrix.ndim != 2 or 0 in matrix.shape:
+    if matrix.ndim < 2 or 0 in matrix.shape:
         raise HalfVError(f"hidden states must be a non-empty matrix [tokens, width], got shape {tuple(matrix.shape)}")
     if not torch.isfinite(matrix).all():
         raise HalfVError("hidden states hold NaN or infinity: load the model in float32 or bfloat16 and try again")
+    return matrix
+
+
+def group_grams(visual: Tensor, text: Tensor, center: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Gram matrices of the visual tokens, the text tokens, and both: float64 [n, n], each on its smaller side.
+
+    On the side of the features, that of all tokens is the visual one plus what the text adds, which is little work.
+
+    Parameters
+    ----------
+    visual, text : (N, D) tensor
+        float64.
+    center : bool
+        Subtract the mean token of each group. The scatter of all tokens around their mean is then that within the
+        two groups and that between them.
+    """
+    others = text
     if center:
-        matrix = matrix - matrix.mean(dim=0)
-    gram = matrix.T @ matrix if matrix.shape[0] >= matrix.shape[1] else matrix @ matrix.T
-    eigenvalues = torch.linalg.eigvalsh(gram).flip(0).clamp(min=0)  # rounding can leave tiny negatives
-    return eigenvalues[:k]
+        share = len(visual) * len(text) / (len(visual) + len(text))
+        between = (visual.mean(dim=0) - text.mean(dim=0)) * share**0.5
+        visual, text = visual - visual.mean(dim=0), text - text.mean(dim=0)
+        others = torch.cat([text, between[None]])
+    seen = gram_matrix(visual)
+    if len(visual) < visual.shape[1]:
+        return seen, gram_matrix(text), gram_matrix(torch.cat([visual, others]))
+    return seen, gram_matrix(text), torch.addmm(seen, others.T, others)
+
+
+def gram_matrix(matrix: Tensor) -> Tensor:
+    """Z^T Z or Z Z^T of float64 matrices [..., N, D], whichever is smaller: [..., min(N, D), min(N, D)].
+
+    On the CPU, symmetry saves half the work of a product.
+    """
+    tall = matrix if matrix.shape[-2] >= matrix.shape[-1] else matrix.mT
+    if matrix.ndim > 2 or matrix.device.type != "cpu":
+        return tall.mT @ tall
+    upper = torch.from_numpy(dsyrk(1.0, tall.numpy().T))  # numpy hands over rows where BLAS expects columns
+    return upper.triu(1).T + upper.triu()
+
+
+def eigenvalues(gram: Tensor, k: int | None = None) -> Tensor:
+    """Those of positive semidefinite matrices [..., n, n]: all or the k largest, descending, not negative."""
+    return all_eigenvalues(gram) if k is None else leading_eigenvalues(gram, k)

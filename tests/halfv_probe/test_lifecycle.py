@@ -160,13 +160,14 @@ def test_no_more_than_one_layers_states_are_held(case, monkeypatch):
     model, singles, _ = case
     held, most = [], []
 
-    def watched(tokens, k=None):
+    def watched(tokens):
         most.append(sum(ref() is not None for ref in held))
-        held.append(weakref.ref(tokens))
-        return original(tokens, k=k)
+        states = original(tokens)
+        held.append(weakref.ref(states))
+        return states
 
-    original = lifecycle.spectrum
-    monkeypatch.setattr(lifecycle, "spectrum", watched)
+    original = lifecycle.checked
+    monkeypatch.setattr(lifecycle, "checked", watched)
     boundary_spectra(model, singles[0])
-    assert len(held) == 3 * (len(model.model.language_model.layers) + 1)
+    assert len(held) == 2 * (len(model.model.language_model.layers) + 1)  # visual and text tokens
     assert max(most) <= 1

@@ -7,7 +7,7 @@ from hypothesis.extra.numpy import arrays
 
 from halfv_probe.elbow import find_elbow
 from halfv_probe.entropy import truncated_entropy
-from halfv_probe.spectra import spectrum
+from halfv_probe.spectra import eigenvalues, group_grams, spectrum
 
 matrices = arrays(
     np.float64,
@@ -35,6 +35,41 @@ def test_spectrum_ignores_rotation(states, seed):
 @given(states=matrices, k=st.integers(1, 20))
 def test_truncated_spectrum_is_the_head_of_the_whole(states, k):
     torch.testing.assert_close(spectrum(states, k=k), spectrum(states)[:k], rtol=0, atol=0)
+
+
+@given(batch=st.integers(1, 3), tokens=st.integers(1, 9), width=st.integers(1, 9), k=st.integers(1, 10))
+def test_a_batch_is_its_matrices_one_by_one(batch, tokens, width, k):
+    states = np.random.default_rng(tokens).normal(size=(2, batch, tokens, width))
+    expected = torch.stack([torch.stack([spectrum(one, k=k) for one in row]) for row in states])
+    torch.testing.assert_close(spectrum(states, k=k), expected)
+    torch.testing.assert_close(spectrum(states), torch.stack([torch.stack([*map(spectrum, row)]) for row in states]))
+
+
+@given(states=matrices, rows=st.integers(1, 9))
+def test_rows_of_zeros_add_only_zeros(states, rows):
+    before = spectrum(states)
+    after = spectrum(np.concatenate([states, np.zeros((rows, states.shape[1]))]))
+    torch.testing.assert_close(after[: len(before)], before, rtol=1e-9, atol=1e-9 * max(1.0, before[0].item()))
+    assert (after[len(before) :] <= 1e-9 * max(1.0, before[0].item())).all()
+
+
+@given(
+    visual=st.integers(1, 12),
+    text=st.integers(1, 12),
+    width=st.integers(1, 12),
+    center=st.booleans(),
+    k=st.integers(1, 9),
+)
+def test_grams_of_groups_have_the_spectra_of_their_tokens(visual, text, width, center, k):
+    states = torch.from_numpy(np.random.default_rng(visual + 13 * text).normal(1.0, 1.0, (visual + text, width)))
+    groups = states[:visual], states[visual:], states
+    for gram, tokens in zip(group_grams(*groups[:2], center), groups, strict=True):
+        expected = np.zeros(k)
+        values = np.linalg.svd(tokens - center * tokens.mean(0), compute_uv=False)[:k] ** 2
+        expected[: len(values)] = values
+        found = eigenvalues(gram, k).numpy()
+        np.testing.assert_allclose(found, expected[: len(found)], atol=1e-9)
+        assert np.all(expected[len(found) :] <= 1e-9)
 
 
 @pytest.mark.parametrize("bad", [np.zeros((0, 3)), np.zeros(3), np.array([[np.nan, 1.0]]), np.array([[np.inf]])])
