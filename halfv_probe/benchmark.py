@@ -25,6 +25,7 @@ from halfv_accel.adapters import family_of
 from halfv_probe.calibration import versions
 from halfv_probe.capture import watch_boundaries
 from halfv_probe.lifecycle import HEAD, boundary_spectra
+from halfv_probe.redundancy import layer_redundancy, redundancies
 from halfv_probe.spectra import spectrum
 
 IMAGE_TOKEN = 1
@@ -114,6 +115,36 @@ def spectra_cost(model: PreTrainedModel, inputs: Mapping[str, Any], repeats: int
     }
 
 
+def redundancy_cost(model: PreTrainedModel, inputs: Mapping[str, Any], repeats: int = 3) -> dict[str, Any]:
+    """What the KL of all L layers, and that of all suffixes too, cost in plain forwards.
+
+    Parameters as `spectra_cost`.
+
+    Returns
+    -------
+    dict
+        ``seconds``, ``median`` and ``spread`` as there, for ``plain``, ``layers`` (KL of every layer) and ``both`` (of
+        every layer and every suffix); ``forwards`` of each, in plain forwards for each layer of the model. Done one
+        layer at a time from the start, ``layers`` would cost (L + 1) / L, and ``both`` (2 L + 1) / L.
+    """
+    seconds = take_turns(
+        {
+            "plain": lambda: plain(model, inputs),
+            "layers": lambda: layer_redundancy(model, inputs),
+            "both": lambda: redundancies(model, inputs),
+        },
+        repeats,
+    )
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    layers = len(family_of(model).layers)
+    return {
+        "seconds": seconds,
+        "median": median,
+        "spread": {name: max(times) - min(times) for name, times in seconds.items()},
+        "forwards": {name: median[name] / median["plain"] / layers for name in ("layers", "both")},
+    }
+
+
 @torch.no_grad()
 def plain(model: PreTrainedModel, inputs: Mapping[str, Any]) -> None:
     model(**inputs, use_cache=False, logits_to_keep=1)
@@ -163,7 +194,9 @@ def main(arguments: list[str] | None = None) -> None:
     inputs = build_inputs(model, seed=options.seed)
     cost = spectra_cost(model, inputs, options.repeats)
     show(cost)
-    document = {"spectra": cost, "provenance": provenance(model, inputs, options)}
+    redundancy = redundancy_cost(model, inputs, options.repeats)
+    show_redundancy(redundancy)
+    document = {"spectra": cost, "redundancy": redundancy, "provenance": provenance(model, inputs, options)}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
@@ -178,6 +211,13 @@ def show(cost: Mapping[str, Any]) -> None:
     print(
         f"eigenvalues agree within a relative {cost['error']:.0e}; {cost['faster']:.1f} times cheaper than all of them"
     )
+
+
+def show_redundancy(cost: Mapping[str, Any]) -> None:
+    print(f"\n{'KL':<24}{'median s':>10}{'spread s':>10}{'plain forwards a layer':>24}")
+    for kind, name in {"plain": "plain forward", "layers": "of every layer", "both": "and of every suffix"}.items():
+        forwards = f"{cost['forwards'][kind]:.2f}" if kind in cost["forwards"] else ""
+        print(f"{name:<24}{cost['median'][kind]:>10.3f}{cost['spread'][kind]:>10.3f}{forwards:>24}")
 
 
 def provenance(model: LlavaForConditionalGeneration, inputs: Mapping[str, Tensor], options: argparse.Namespace) -> dict:

@@ -97,7 +97,8 @@ class KrylovSpace:
         self.residual = images - self.seen @ self.first
         half = images - self.seen @ self.first / 2
         # P G P with the projection P on the complement of the first block
-        self.rest = torch.addmm(gram, torch.cat([self.first, half]).T, torch.cat([half, self.first]), alpha=-1).float()
+        columns = torch.cat([self.first, half]).T.contiguous()
+        self.rest = torch.addmm(gram, columns, torch.cat([half, self.first]), alpha=-1).float()
         self.rows = torch.empty(capacity, len(gram), dtype=torch.float32, device=gram.device)
         self.images = torch.empty_like(self.rows)  # of all rows but the first block's
         self.size = len(start)
@@ -185,7 +186,8 @@ def nothing_missed(gram: Tensor, ritz: Ritz) -> bool:
     """
     if float(ritz.values[0]) <= 0:
         return not gram.any()
-    shifted = torch.addmm(gram, (ritz.seen @ ritz.basis).T, ritz.basis, beta=-1)
+    columns = ritz.basis.T.contiguous()
+    shifted = torch.addmm(gram, columns @ ritz.seen, columns.T, beta=-1)
     shifted.diagonal().add_(ritz.tau - rounding(gram, float(ritz.values[0])))
     trace = float(shifted.trace())
     for dtype in (torch.float32, torch.float64):

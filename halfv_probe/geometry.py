@@ -40,10 +40,11 @@ def turnings(states: ArrayLike | Tensor) -> Tensor:
 
     Parameters and errors as `curvature_energy`.
     """
-    steps = torch.nn.functional.normalize(_polyline(states).diff(dim=0), dim=1, eps=1e-300)
-    turned = 1 - (steps[1:] * steps[:-1]).sum(dim=1)
-    moving = steps.square().sum(dim=1) > 0
-    return turned.clamp(0, 2).where(moving[1:] & moving[:-1], torch.zeros_like(turned))
+    steps = _polyline(states).diff(dim=0)
+    lengths = torch.linalg.vector_norm(steps, dim=1)
+    lengths = lengths[1:] * lengths[:-1]
+    turned = 1 - torch.linalg.vecdot(steps[1:], steps[:-1]) / lengths
+    return turned.clamp(0, 2).where(lengths > 0, torch.zeros_like(turned))
 
 
 def mean_turning(states: ArrayLike | Tensor) -> float:

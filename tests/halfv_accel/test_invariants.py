@@ -107,10 +107,10 @@ def test_anchors_are_the_best_scored_and_stay(batch, plan):
     chosen = []
     select_ = Prefill._select
 
-    def spy(self, stage, here, candidates, budget):
-        kept = select_(self, stage, here, candidates, budget)
+    def spy(self, stage, before, here, candidates, budget):
+        kept = select_(self, stage, before, here, candidates, budget)
         if stage.name == "ivr":
-            chosen.append((self._before, here, candidates, kept, budget))
+            chosen.append((before, here, candidates, kept, budget))
         return kept
 
     Prefill._select = spy

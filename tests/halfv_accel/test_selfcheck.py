@@ -55,15 +55,15 @@ def sees_padding(monkeypatch):
 
 def attends_to_dropped(monkeypatch):
     """A dropped token takes part in attention, and is reported as dropped."""
-    original = engine.Prefill._run
+    original = engine.Prefill.run
 
-    def run(self, stage, here):
-        original(self, stage, here)
+    def run(self, stage, before, here):
+        original(self, stage, before, here)
         if stage.then == "drop":
             kept = self.report.kept[-1]
             self.report.kept[-1] = kept & (kept.cumsum(1) > 1)
 
-    monkeypatch.setattr(engine.Prefill, "_run", run)
+    monkeypatch.setattr(engine.Prefill, "run", run)
 
 
 def moves_frozen(monkeypatch):

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from halfv_probe.benchmark import build_inputs, build_model, main, spectra_cost, take_turns, whole_spectra
+from halfv_probe.benchmark import (
+    build_inputs,
+    build_model,
+    main,
+    redundancy_cost,
+    spectra_cost,
+    take_turns,
+    whole_spectra,
+)
 from halfv_probe.lifecycle import GROUPS, boundary_spectra
 
 
@@ -49,6 +57,12 @@ def test_cost_reports_medians_shares_and_the_error(case):
     for kind, extra in cost["extra"].items():
         assert extra == pytest.approx(cost["median"][kind] / cost["median"]["plain"] - 1)
     assert cost["error"] < 1e-6
+
+
+def test_redundancy_is_counted_in_plain_forwards_a_layer(case):
+    cost = redundancy_cost(*case, repeats=2)
+    for kind, forwards in cost["forwards"].items():
+        assert forwards == pytest.approx(np.median(cost["seconds"][kind]) / np.median(cost["seconds"]["plain"]) / 2)
 
 
 def test_program_writes_figures_with_their_provenance(tmp_path, capsys):
