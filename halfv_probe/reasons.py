@@ -30,8 +30,8 @@ def explain(
         frozen = (
             f"visual updates frozen in all layers from {chosen.ssr_layer} on cost {suffix_kl[chosen.ssr_layer]:.1e}"
         )
-        kept = "; the plan drops tokens instead" if chosen.ssr_mode == "sparse" else ""
-        reasons["ssr"] = f"{frozen} nats{kept} and loses {trials.drop[best]:.1%}"
+        instead = ", which drops tokens instead," if chosen.ssr_mode == "sparse" else ""
+        reasons["ssr"] = f"{frozen} nats; the plan{instead} loses {trials.drop[best]:.1%}"
     reasons["mode"] = _mode(trials, best, layer_kl)
     return reasons
 
