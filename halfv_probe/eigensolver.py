@@ -27,8 +27,8 @@ from torch import Tensor
 
 EPSILON = torch.finfo(torch.float64).eps
 TOLERANCE = 5e-7  # of an eigenvalue
-BLOCKS = 18  # of the Krylov space; each further one makes the error at least ten times smaller
-MORE_BLOCKS = 6  # where that almost did
+BLOCKS = 16  # of the Krylov space; each further one makes the error at least ten times smaller
+MORE_BLOCKS = 8  # where that almost did
 PARTIAL_FROM = 3  # a matrix of less than so many Krylov spaces is decomposed as quickly as a whole
 
 

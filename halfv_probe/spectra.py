@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import torch
 from numpy.typing import ArrayLike
-from scipy.linalg.blas import dsyrk
 from torch import Tensor
 
 from halfv_accel.errors import HalfVError
@@ -86,17 +85,9 @@ def group_grams(visual: Tensor, text: Tensor, center: bool = False) -> tuple[Ten
 
 
 def gram_matrix(matrix: Tensor) -> Tensor:
-    """Z^T Z or Z Z^T of float64 matrices [..., N, D], whichever is smaller: [..., min(N, D), min(N, D)].
-
-    On the CPU, symmetry saves half the work of a product.
-    """
+    """Z^T Z or Z Z^T of float64 matrices [..., N, D], whichever is smaller: [..., min(N, D), min(N, D)]."""
     tall = matrix if matrix.shape[-2] >= matrix.shape[-1] else matrix.mT
-    if matrix.ndim > 2 or matrix.device.type != "cpu":
-        return tall.mT @ tall
-    half = torch.from_numpy(dsyrk(1.0, tall.numpy().T))  # numpy hands over rows where BLAS expects columns
-    whole = half + half.T  # the other half is zero
-    whole.diagonal().mul_(0.5)
-    return whole
+    return tall.mT @ tall
 
 
 def eigenvalues(gram: Tensor, k: int | None = None) -> Tensor:
