@@ -66,7 +66,7 @@ def selection_flops(config: Any, visual: int, plan: Plan) -> int:
     """
     decoder = Decoder.of(config)
     total, alive = 0, visual
-    for stage in plan.stages:
+    for stage in () if plan.spares(visual) else plan.stages:
         kept = min(token_budget(visual, stage.retention), alive)
         if kept < alive:  # otherwise the engine does not ask
             if not isinstance(stage.strategy, Counted):
@@ -94,7 +94,7 @@ def _tokens_per_layer(layers: int, visual: int, plan: Plan | None) -> Iterator[t
     """(processed, frozen) visual tokens of each layer."""
     active, frozen = visual, 0
     for layer in range(layers):
-        for stage in plan.stages if plan is not None else ():
+        for stage in () if plan is None or plan.spares(visual) else plan.stages:
             if stage.layer == layer:
                 kept = min(token_budget(visual, stage.retention), active)
                 frozen += active - kept if stage.then == "freeze" else 0

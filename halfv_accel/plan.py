@@ -57,9 +57,10 @@ class Stage:
             )
         if self.then not in ("drop", "freeze"):
             raise HalfVError(f"stage '{self.name}' has then={self.then!r}: choose 'drop' or 'freeze'")
-        least = "[0, 1]" if isinstance(self.strategy, KeepNone) else "(0, 1]"
-        if not _is_ratio(self.retention, zero=least.startswith("[")):
-            raise HalfVError(f"stage '{self.name}' has retention {self.retention!r}: give a number in {least}")
+        none = isinstance(self.strategy, KeepNone)
+        if not (self.retention == 0 if none else _is_ratio(self.retention)):
+            range_ = "0, as keep_none keeps nothing" if none else "a number in (0, 1]"
+            raise HalfVError(f"stage '{self.name}' has retention {self.retention!r}: give {range_}")
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,13 @@ class Plan:
     fidelity : {"paper", "reference"}
         "paper" follows the equations. "reference" follows the authors' public code where it deviates from them:
         attention scores without 1/sqrt(d), and farthest points among states that went through the final norm.
+    min_visual_tokens : int
+        A prompt with fewer visual tokens is left alone, because choosing among them would cost more than it saves.
     """
 
     stages: tuple[Stage, ...]
     fidelity: Fidelity = "paper"
+    min_visual_tokens: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
@@ -84,8 +88,15 @@ class Plan:
             raise HalfVError(f"fidelity is {self.fidelity!r}: choose 'paper' or 'reference'")
         if not self.stages:
             raise HalfVError("the plan has no stage: give at least one, e.g. with halfv_plan(...)")
+        least = self.min_visual_tokens
+        if not isinstance(least, int) or isinstance(least, bool) or least < 0:
+            raise HalfVError(f"min_visual_tokens is {least!r}: give a whole number of tokens, or 0 for every prompt")
         for before, after in pairwise(self.stages):
             _check_order(before, after)
+
+    def spares(self, visual: int) -> bool:
+        """Is a prompt with so few visual tokens left alone?"""
+        return visual < self.min_visual_tokens
 
     def check_depth(self, num_layers: int) -> None:
         """Refuse a plan that acts on layers the model does not have."""
@@ -106,6 +117,7 @@ def halfv_plan(
     ssr_layer: int | None = None,
     ssr_retention: float | None = None,
     fidelity: Fidelity = "paper",
+    min_visual_tokens: int = 0,
 ) -> Plan:
     """HalfV's own plan (§3.3), from the hyperparameters of Table 9.
 
@@ -119,24 +131,27 @@ def halfv_plan(
         L_SSR; needed unless `ssr_mode` is "none".
     ssr_retention : float, optional
         Share of the original visual tokens that `sparse` leaves; of no use to the other modes.
+    fidelity, min_visual_tokens
+        As in `Plan`.
     """
     ivr = Stage("ivr", ivr_layer, AnchorCover(anchor_ratio=anchor_ratio), ivr_retention)
     if ssr_mode == "none":
-        return Plan((ivr,), fidelity)
+        return Plan((ivr,), fidelity, min_visual_tokens)
     if ssr_mode not in ("sparse", "freeze"):
         raise HalfVError(f"ssr_mode is {ssr_mode!r}: choose 'sparse', 'freeze' or 'none'")
     if ssr_layer is None:
         raise HalfVError(f"ssr_mode '{ssr_mode}' needs ssr_layer: give the first layer of Stage III")
     if ssr_mode == "freeze":
-        return Plan((ivr, Stage("ssr", ssr_layer, KeepNone(), 0.0, "freeze")), fidelity)
+        return Plan((ivr, Stage("ssr", ssr_layer, KeepNone(), 0.0, "freeze")), fidelity, min_visual_tokens)
     if ssr_retention is None:
         raise HalfVError("ssr_mode 'sparse' needs ssr_retention: give the share of visual tokens to keep, e.g. 0.05")
-    return Plan((ivr, Stage("ssr", ssr_layer, LastTokenAttention(rotary=True), ssr_retention)), fidelity)
+    ssr = Stage("ssr", ssr_layer, LastTokenAttention(rotary=True), ssr_retention)
+    return Plan((ivr, ssr), fidelity, min_visual_tokens)
 
 
-def _is_ratio(value: object, zero: bool) -> bool:
+def _is_ratio(value: object) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and (0 < value <= 1 or (zero and value == 0))  # type: ignore[operator]
+    return number and 0 < value <= 1  # type: ignore[operator]
 
 
 def _check_order(before: Stage, after: Stage) -> None:

@@ -31,7 +31,7 @@ __all__ = [
     "model_info",
 ]
 
-SCHEMA_VERSION = "1.1"  # 1.1: trials, utility, votes and more curves in the evidence
+SCHEMA_VERSION = "1.2"  # 1.1: trials, utility, votes and more curves in the evidence; 1.2: min_visual_tokens
 
 
 class IVR(Document):
@@ -70,6 +70,11 @@ class Profile(Document):
     ssr: SSR
     calibration: Calibration
     evidence: Evidence
+    min_visual_tokens: int = Field(
+        default=0,
+        ge=0,
+        description="Prompts with fewer visual tokens are left alone: what `halfv bench --break-even` found.",
+    )
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Profile:
@@ -111,6 +116,7 @@ class Profile(Document):
             ssr_layer=self.ssr.layer,
             ssr_retention=self.ssr.retention,
             fidelity=self.calibration.fidelity,
+            min_visual_tokens=self.min_visual_tokens,
         )
 
     def check(self, model: Any) -> None:

@@ -67,7 +67,7 @@ def attention_balance(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Atte
     """
     family = family_of(model)
     tokens = tokens_of(family, inputs)
-    check_prompt(tokens.visual, tokens.last)
+    check_prompt(tokens.visual.gather(1, tokens.last[:, None])[:, 0].tolist())
     asked = tokens.text_behind
     with watch_shares(family, asked, [tokens.visual, tokens.text]) as shares:
         model(**inputs, use_cache=False, logits_to_keep=1)

@@ -66,7 +66,7 @@ def run_trials(
         raise HalfVError("plans of both fidelities cannot share their layers: run them one after the other")
     extended, wanted, last = with_replies(inputs, replies)
     replay = Replay(model, extended, fidelity, wanted, last)
-    check_prompt(replay.prefill.visual, last)
+    check_prompt(replay.prefill.visual.gather(1, last[:, None])[:, 0].tolist())
     for plan in plans:
         plan.check_depth(replay.depth)
     walk = _Walk(replay, len(plans))

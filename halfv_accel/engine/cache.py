@@ -32,6 +32,8 @@ class ReducedLayer(DynamicLayer):
         Places of the prefix.
     prefix_valid : (B, prefix) bool Tensor or None
         Those that are not padding; None when all are.
+    history : tuple of int
+        The layouts of all accelerated prefills into this layer. Layers with the same one hold the same tokens.
     missing : int
         Tokens of the prompt that have no place here.
     intact : bool
@@ -46,6 +48,7 @@ class ReducedLayer(DynamicLayer):
     def __init__(self) -> None:
         super().__init__()
         self.prefix = self.missing = 0
+        self.history: tuple[int, ...] = ()
         self.prefix_valid: Tensor | None = None
         self.intact = True
         self.open = False
@@ -84,10 +87,13 @@ class ReducedLayer(DynamicLayer):
         """Make all that is held the prefix; `valid` [B, places] marks padding, None means there is none."""
         self.prefix, self.prefix_valid = self.places, valid
 
-    def expect(self, rows: Rows, tokens: int, past_valid: Tensor | None) -> None:
-        """Announce a prefill's update: these rows stand for `tokens` new ones of the prompt."""
+    def expect(self, rows: Rows, layout: int, tokens: int, past_valid: Tensor | None) -> None:
+        """Announce a prefill's update: these rows, of its n-th layout, stand for `tokens` new ones of the prompt."""
         past, places = self.places, rows.index.shape[1]
-        if past_valid is not None or rows.valid is not None:
+        self.history += (layout,)
+        if past == 0:
+            self.prefix_valid = rows.valid
+        elif past_valid is not None or rows.valid is not None:
             if past_valid is None:
                 past_valid = torch.ones(len(rows.index), past, dtype=torch.bool, device=rows.index.device)
             self.prefix_valid = torch.cat([past_valid.to(rows.index.device), rows.present()], dim=1)
@@ -106,7 +112,7 @@ class ReducedLayer(DynamicLayer):
         self.keys = self.values = None  # older releases only fill them with zeros
         self.is_initialized = False
         self.prefix = self.missing = 0
-        self.prefix_valid, self.intact = None, True
+        self.history, self.prefix_valid, self.intact = (), None, True
 
     def crop(self, tokens_to_remove: int) -> None:
         if abs(tokens_to_remove) > self.tail:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -21,6 +22,7 @@ from halfv_accel.engine.rows import Rows
 from halfv_accel.engine.view import LayerInput, LayerView
 from halfv_accel.errors import HalfVError
 from halfv_accel.plan import Fidelity, Stage, Then
+from halfv_accel.strategies import KeepNone
 
 
 @dataclass
@@ -33,21 +35,32 @@ class Layout:
         Tokens that layers process.
     frozen : Rows or None
         Tokens that only provide keys and values.
-    shared : tuple, optional
-        Mask and position embeddings, built by the first layer of the layout and shared by the others.
+    number : int
+        How many layouts came before it in this forward.
     """
 
     queries: Rows
     frozen: Rows | None
-    shared: tuple[Tensor | None, Rotary] | None = None
+    number: int
+    shared: Shared | None = None  # built by the first layer of the layout, used by the others too
 
-    @property
+    @cached_property
     def rows(self) -> Rows:
         """All tokens that leave keys and values, in the cache's order."""
         return self.queries if self.frozen is None else self.frozen.join(self.queries)
 
     def to(self, device: torch.device) -> Layout:
-        return Layout(self.queries.to(device), None if self.frozen is None else self.frozen.to(device))
+        frozen = None if self.frozen is None else self.frozen.to(device)
+        return Layout(self.queries.to(device), frozen, self.number)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all layers of a layout are given alike."""
+
+    mask: Tensor | None
+    rotary: Rotary
+    frozen_rotary: Rotary | None
 
 
 class Prefill:
@@ -69,11 +82,18 @@ class Prefill:
         All tokens but padding, those that the cache holds already first.
     stages : tuple of Stage
         Those that `enter` runs by itself.
+    min_visual_tokens : int
+        Rows with fewer keep all that they have.
 
     Attributes
     ----------
     cache : Cache or None
         What the forward fills; known once a layer has been reduced.
+    counts, text : list of int
+        Visual tokens that layers process now, and tokens of text, of each row. Numbers live on the host, so that the
+        device is waited for once before the forward, and once for each choice of tokens.
+    ends_in_visual : list of bool
+        Is a row's last token a visual one?
     """
 
     def __init__(
@@ -84,16 +104,21 @@ class Prefill:
         visual: Tensor,
         mask: Tensor,
         stages: tuple[Stage, ...] = (),
+        min_visual_tokens: int = 0,
     ) -> None:
         self.family, self.fidelity, self.kernel, self.stages = family, fidelity, kernel, stages
+        self.min_visual_tokens = min_visual_tokens
         past, real = mask.tensor_split([mask.shape[1] - visual.shape[1]], dim=1)
-        self.valid = None if mask.all() else mask
-        self.past_valid = None if past.all() else past
         self.visual = visual & real
         self.cache: Cache | None = None
         self.active = self.alive = real
         self.last = last_position(real)
-        self.counts: list[int] = self.visual.sum(1).tolist()
+        ends = visual.gather(1, self.last[:, None])[:, 0]
+        facts = torch.stack([self.visual.sum(1), real.sum(1), past.sum(1), ends.long()]).tolist()
+        self.counts, tokens, earlier, self.ends_in_visual = facts
+        self.text = [total - seen for total, seen in zip(tokens, self.counts, strict=True)]
+        self.past_valid = None if min(earlier) == past.shape[1] else past
+        self.valid = None if self.past_valid is None and min(tokens) == real.shape[1] else mask
         self.report = PrefillReport(visual_tokens=list(self.counts))
         self.layout: Layout | None = None
         self._home = real.device
@@ -108,13 +133,14 @@ class Prefill:
         kernel: Kernel,
         arguments: Mapping[str, Any],
         stages: tuple[Stage, ...] = (),
+        min_visual_tokens: int = 0,
     ) -> Prefill:
         """From the arguments of the core's forward."""
         ids: Tensor = arguments["input_ids"]
         mask = arguments.get("attention_mask")
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device).bool()
         visual = family.visual_positions(ids, family.modalities(arguments))
-        return cls(family, fidelity, kernel, visual, mask, stages)
+        return cls(family, fidelity, kernel, visual, mask, stages, min_visual_tokens)
 
     def enter(self, index: int, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """Before decoder layer `index`: run its stages, then reduce its arguments if anything was taken away."""
@@ -150,28 +176,46 @@ class Prefill:
         twin.report = PrefillReport(self.report.visual_tokens, list(self.report.stages), list(self.report.kept))
         return twin
 
-    def keep(self, rows: Tensor, then: Then) -> None:
-        """Let later layers process only these rows [B, S] of the active ones; the others are gone or frozen."""
+    def keep(self, rows: Tensor, then: Then, counts: tuple[list[int], list[int]] | None = None) -> None:
+        """Let later layers process only these rows of the active ones; the others are gone or frozen.
+
+        Parameters
+        ----------
+        rows : (B, S) bool Tensor
+        then : {"drop", "freeze"}
+        counts : two lists of int, optional
+            How many each row processes from here on, and how many it freezes; without them, the device is asked.
+        """
         self._move(rows.device)
         self.active = rows
         if then == "drop":
             self.alive = rows
-        frozen = Rows.packed_right(self.alive & ~rows) if then == "freeze" else None
-        self.layout = Layout(Rows.packed_right(rows), frozen)
+        active, idle = counts or (None, None)
+        frozen = Rows.packed_right(self.alive & ~rows, idle) if then == "freeze" else None
+        number = 0 if self.layout is None else self.layout.number + 1
+        self.layout = Layout(Rows.packed_right(rows, active), frozen, number)
 
     def run(self, stage: Stage, before: LayerInput | None, here: LayerInput) -> None:
         """Take away what a stage takes away, given the inputs of the layer before it and of its own layer."""
         watch = Stopwatch(here.states.device)
-        totals = self.report.visual_tokens
-        budget = [min(token_budget(n, stage.retention), count) for n, count in zip(totals, self.counts, strict=True)]
+        budget = self._budget(stage)
         self._move(here.states.device)
         candidates = self.active & self.visual
         if budget != self.counts:
             candidates = self._select(stage, before, here, candidates, budget)
-            self.keep(self.active & (~self.visual | candidates), stage.then)
+            idle = [count - left for count, left in zip(self.counts, budget, strict=True)]
+            active = [text + left for text, left in zip(self.text, budget, strict=True)]
+            self.keep(self.active & (~self.visual | candidates), stage.then, (active, idle))
         self.report.stages.append(StageReport(stage.name, stage.layer, stage.then, self.counts, budget, watch.stop()))
         self.report.kept.append(candidates.to(self._home))
         self.counts = budget
+
+    def _budget(self, stage: Stage) -> list[int]:
+        """Visual tokens that a stage leaves of each row."""
+        return [
+            count if total < self.min_visual_tokens else min(token_budget(total, stage.retention), count)
+            for total, count in zip(self.report.visual_tokens, self.counts, strict=True)
+        ]
 
     def _select(
         self, stage: Stage, before: LayerInput | None, here: LayerInput, candidates: Tensor, budget: list[int]
@@ -179,11 +223,15 @@ class Prefill:
         """The strategy's choice among the candidates, in full-length positions: [B, S] bool."""
         if before is None:  # this layer's hooks ran without those of the layer before
             raise HalfVError(f"layer {stage.layer - 1} was skipped: call the whole model, not single layers")
-        visual = Rows.packed_left(candidates)
+        if isinstance(stage.strategy, KeepNone):  # nothing to choose
+            spared = torch.tensor([left > 0 for left in budget], device=candidates.device)
+            return candidates & spared[:, None]
+        visual = Rows.packed_left(candidates, self.counts)
         scorer = self.family.layers[stage.layer - 1]
         view = LayerView(self.family, scorer, before, here, visual, self.last, self.fidelity)
         wanted = torch.tensor(budget, device=candidates.device)
-        chosen = stage.strategy.select(view, wanted)
+        with torch.no_grad():  # a choice has no gradient
+            chosen = stage.strategy.select(view, wanted)
         fits = chosen.dtype == torch.bool and chosen.shape == visual.index.shape
         if not fits or bool((chosen & ~visual.present()).any() | (chosen.sum(1) != wanted).any()):
             raise HalfVError(
@@ -198,17 +246,22 @@ class Prefill:
         """Arguments of a layer that processes fewer rows, and the place in the cache for what it will keep."""
         cached = self._cached(index, kwargs.get("past_key_values"))
         if layout.shared is None or (cached is not None and cached.places):  # turns leave other lengths in each layer
-            layout.shared = self._mask(layout, kwargs.get("attention_mask"), cached, here), here.at(layout.queries)[1]
-        mask, rotary = layout.shared
+            layout.shared = Shared(
+                self._mask(layout, kwargs.get("attention_mask"), cached, here),
+                here.rotary_at(layout.queries),
+                None if layout.frozen is None else here.rotary_at(layout.frozen),
+            )
+        shared = layout.shared
         states = layout.queries.gather(here.states)
         # RoPE comes from position_embeddings; position ids with gaps look like packed sequences to flash attention.
-        kwargs.update(attention_mask=mask, position_embeddings=rotary, position_ids=None)
+        kwargs.update(attention_mask=shared.mask, position_embeddings=shared.rotary, position_ids=None)
         if cached is not None:
-            cached.expect(layout.rows, here.states.shape[1], cached.past_valid(self.past_valid))
+            past_valid = cached.past_valid(self.past_valid)
+            cached.expect(layout.rows, layout.number, here.states.shape[1], past_valid)
         if layout.frozen is not None:
             layer = self.family.layers[index]
-            idle, idle_rotary = here.at(layout.frozen)
-            keys, values = self.family.keys(layer, idle, idle_rotary), self.family.values(layer, idle)
+            idle = layout.frozen.gather(here.states)  # anew: DeepStack adds to frozen tokens, too
+            keys, values = self.family.keys(layer, idle, shared.frozen_rotary), self.family.values(layer, idle)
             kwargs["past_key_values"] = KeysFirst(self.cache, keys, values)
         if args:
             return (states, *args[1:]), kwargs

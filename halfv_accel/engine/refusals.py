@@ -6,10 +6,9 @@ Three moments: when a model is to be accelerated, when `generate` is called, and
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
@@ -146,11 +145,10 @@ def check_prefill(family: Family, plan: Plan, arguments: Mapping[str, Any]) -> K
     return kernel
 
 
-def check_prompt(visual: Tensor, last: Tensor) -> None:
+def check_prompt(ends_in_visual: Sequence[bool]) -> None:
     """Refuse a prompt that ends in a visual token: the last text token is what visual tokens are scored with."""
-    ends = visual.gather(1, last[:, None])[:, 0]
-    if bool(ends.any()):
-        row = int(torch.nonzero(ends)[0])
+    if any(ends_in_visual):
+        row = [bool(ends) for ends in ends_in_visual].index(True)
         raise HalfVError(
             f"prompt {row} of the batch ends in a visual token, but its last token must be text: "
             "put the question after the picture, e.g. with processor.apply_chat_template(..., "

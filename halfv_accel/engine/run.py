@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -187,8 +187,9 @@ class Run:
 
     def _prefill(self, arguments: dict[str, Any]) -> Prefill:
         kernel = refusals.check_prefill(self.family, self.plan, arguments)
-        prefill = Prefill.of(self.family, self.plan.fidelity, kernel, arguments, self.plan.stages)
-        refusals.check_prompt(prefill.visual, prefill.last)
+        plan = self.plan
+        prefill = Prefill.of(self.family, plan.fidelity, kernel, arguments, plan.stages, plan.min_visual_tokens)
+        refusals.check_prompt(prefill.ends_in_visual)
         return prefill
 
     def _end(self, core: nn.Module, args: tuple, output: Any) -> None:
@@ -215,10 +216,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Forward:
-    """A forward of the core in one thread, under the run that was awake when it began."""
+    """A forward of the core in one thread, under the run that was awake when it began.
+
+    ``masks`` are those that layers with shortened caches were given, by what determines them: one for each way in which
+    a prefill has shortened layers, whatever the number of layers.
+    """
 
     prefill: Prefill | None
     cache: Any
+    masks: dict[Any, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
 
 
 class LayerHooks:
@@ -232,22 +238,25 @@ class LayerHooks:
         if forward is None:
             return None
         reduced = None if forward.prefill is None else forward.prefill.enter(self.index, args, kwargs)
-        return self._all(args, kwargs) if reduced is None else reduced
+        return self._all(forward, args, kwargs) if reduced is None else reduced
 
     def leave(self, layer: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         forward = self.run.forward
         return None if forward is None or forward.prefill is None else forward.prefill.leave(output)
 
-    def _all(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    def _all(self, forward: Forward, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """The layer processes all tokens; on a shortened cache only the mask is of the wrong width."""
         cached = reduced_layer(kwargs.get("past_key_values"), self.index)
         if cached is None:
             return None
-        hidden = args[0] if args else kwargs["hidden_states"]
-        kernel = refusals.check_attention(self.run.family, self.run.plan)
-        tail = cached.tail + hidden.shape[1]
-        mask = decode_mask(kwargs.get("attention_mask"), cached.prefix, cached.prefix_valid, tail, hidden, kernel)
-        return args, {**kwargs, "attention_mask": mask, "position_ids": None}
+        hidden, base = args[0] if args else kwargs["hidden_states"], kwargs.get("attention_mask")
+        same = (cached.history, cached.prefix, cached.tail, hidden.device, None if base is None else id(base))
+        if same not in forward.masks:
+            kernel = refusals.check_attention(self.run.family, self.run.plan)
+            tail = cached.tail + hidden.shape[1]
+            mask = decode_mask(base, cached.prefix, cached.prefix_valid, tail, hidden, kernel)
+            forward.masks[same] = base, mask  # base too, so that nothing else gets its id
+        return args, {**kwargs, "attention_mask": forward.masks[same][1], "position_ids": None}
 
 
 def wake_newest(core: nn.Module) -> None:

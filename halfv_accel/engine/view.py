@@ -23,8 +23,11 @@ class LayerInput:
 
     def at(self, rows: Rows) -> tuple[Tensor, Rotary]:
         """States and position embeddings of some rows."""
+        return rows.gather(self.states), self.rotary_at(rows)
+
+    def rotary_at(self, rows: Rows) -> Rotary:
         cos, sin = self.rotary
-        return rows.gather(self.states), (rows.gather(cos), rows.gather(sin))
+        return rows.gather(cos), rows.gather(sin)
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class LayerView:
 
         "reference" leaves out 1/sqrt(d), as the public code does.
         """
-        query_states, query_rotary = self.before.at(Rows(self.last[:, None], None))
+        query_states, query_rotary = self.before.at(Rows(self.last[:, None], None, self.before.states.shape[1]))
         key_states, key_rotary = self.before.at(self.visual)
         query = self.family.queries(self.scorer, query_states, query_rotary if rotary else None)  # [B, heads, 1, d]
         keys = self.family.keys(self.scorer, key_states, key_rotary if rotary else None)  # [B, kv_heads, V, d]

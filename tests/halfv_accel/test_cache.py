@@ -26,7 +26,7 @@ def short():
     cache = DynamicCache()
     adopt(cache, DEPTH, 0, None)
     for index, layer in enumerate(cache.layers):
-        layer.expect(Rows(KEPT, None), PROMPT, None)
+        layer.expect(Rows(KEPT, None, PROMPT), 0, PROMPT, None)
         cache.update(states(6), states(6), index)
     for index in range(DEPTH):
         cache.update(states(2), states(2), index)
@@ -69,7 +69,7 @@ def test_places_that_are_padding(short):
     """Of a ragged prompt: who is real in the prefix, and then in the caller's own tail."""
     cache, valid = DynamicCache(), torch.tensor([[False, True, True], [True, True, True]])
     adopt(cache, 1, 0, None)
-    cache.layers[0].expect(Rows(torch.tensor([[0, 1, 2], [3, 4, 5]]), valid), 6, None)
+    cache.layers[0].expect(Rows(torch.tensor([[0, 1, 2], [3, 4, 5]]), valid, 6), 0, 6, None)
     cache.update(states(3), states(3), 0)
     cache.update(states(2), states(2), 0)
     real = torch.tensor([[True] * 7 + [False], [True] * 8])

@@ -63,6 +63,7 @@ def document():
         ssr=dict(mode="sparse", layer=4, retention=0.05),
         calibration=dict(data="d", data_fingerprint="f", samples=100, seed=0, fidelity="paper", versions={}),
         evidence=dict(k=10, entropy=curves(), layer_kl=[0.1] * 6, choices={}, stable=True),
+        min_visual_tokens=0,
     )
 
 
@@ -164,6 +165,13 @@ def test_fields_of_a_later_minor_version_are_ignored(tmp_path, document):
     document |= {"schema_version": "1.7", "color": "blue"}
     document["ivr"]["merge"] = True
     assert load(tmp_path, document).plan() == before.plan()
+
+
+def test_a_profile_carries_from_how_many_tokens_on_it_pays(tmp_path, document):
+    document["min_visual_tokens"] = 300
+    assert load(tmp_path, document).plan().min_visual_tokens == 300
+    del document["min_visual_tokens"]  # as older profiles have it
+    assert load(tmp_path, document).plan().min_visual_tokens == 0
 
 
 def test_places_that_do_not_serve(tmp_path, document):

@@ -49,7 +49,7 @@ def test_the_effect_of_pruning_stands_out():
 def sees_padding(monkeypatch):
     """Padding places of the shorter row can be attended to."""
     original = engine.prefill_mask
-    every = lambda rows: rows and Rows(rows.index, None)  # noqa: E731
+    every = lambda rows: rows and Rows(rows.index, None, rows.length)  # noqa: E731
     monkeypatch.setattr(engine, "prefill_mask", lambda base, q, frozen, *more: original(base, every(q), frozen, *more))
 
 
