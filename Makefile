@@ -5,7 +5,7 @@ BIN := .venv/bin
 PACKAGES := halfv_accel halfv_probe halfv_data halfv_cli tiny_vlm
 DEMO := reports/demo
 
-.PHONY: help setup demo test check lint types tiny-vlm accuracy sweep probe-cost schema
+.PHONY: help setup demo test check lint types tiny-vlm accuracy sweep probe-cost bench-cpu bench-gpu schema
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -64,6 +64,22 @@ sweep: setup  ## run every plan on held-out scenes, and compare with what calibr
 probe-cost: setup  ## what measuring costs beside a plain forward (a random-weight model, some minutes)
 	mkdir -p reports/probe
 	$(BIN)/python -m halfv_probe.benchmark --out reports/probe/cost.json
+
+BENCH := $(BIN)/halfv bench --random-weights --out reports/bench
+bench-cpu: setup  ## speed on a model that fits a laptop: the README's table (a quarter of an hour on a quiet machine)
+	mkdir -p reports/bench
+	$(BENCH)/cpu-sparse.json --chart reports/bench/cpu-sparse.png --model mid --device cpu --visual-tokens 1200 \
+	  --plan ivr:1:0.25,sparse:9:0.05 --repeats 15
+	$(BENCH)/cpu-freeze.json --chart reports/bench/cpu-freeze.png --model mid --device cpu --visual-tokens 1200 \
+	  --plan ivr:2:0.5,freeze:6 --repeats 15
+	$(BIN)/python -m halfv_accel.bench.targets reports/bench > reports/bench/targets.md
+
+bench-gpu: setup  ## the same on an H200, models of real size (some minutes)
+	mkdir -p reports/bench
+	$(BENCH)/h200-qwen.json --chart reports/bench/h200-qwen.png --model qwen2.5-vl-7b --plan paper
+	$(BENCH)/h200-llava.json --chart reports/bench/h200-llava.png --model llava-next-7b --plan paper
+	$(BENCH)/h200-ragged.json --chart reports/bench/h200-ragged.png --model qwen2.5-vl-7b --plan paper --batch 8 --ragged
+	$(BIN)/python -m halfv_accel.bench.targets reports/bench > reports/bench/targets.md
 
 schema: setup  ## export the JSON Schema of profile.json to docs/
 	$(BIN)/python -c "import json, halfv_accel.profile as p; print(json.dumps(p.json_schema(), indent=2))" > docs/profile.schema.json

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import typer
 
+from halfv_cli.bench import bench
 from halfv_cli.calibrate import calibrate
 from halfv_cli.plot_entropy import plot_entropy
 from halfv_cli.report import report
@@ -23,6 +24,7 @@ app = typer.Typer(
 app.command("calibrate", short_help="Measure a model; write profile.json.")(calibrate)
 app.command("plot-entropy", short_help="Draw a profile's curves.")(plot_entropy)
 app.command("report", short_help="Write a page about a profile.")(report)
+app.command("bench", short_help="Time a model with and without a plan.")(bench)
 app.command("run", short_help="Ask an accelerated model about a picture.")(run)
 
 
@@ -58,7 +60,7 @@ def _explain(error: Exception) -> tuple[str, int]:
     if own or isinstance(error, OSError):  # what a user can cause; the message names the way out
         return str(error), 1
     if type(error).__name__ == "OutOfMemoryError":
-        return "the GPU ran out of memory: give a smaller --batch-size, fewer or smaller pictures, or --device cpu", 1
+        return "the GPU ran out of memory: give smaller batches, fewer or smaller pictures, or --device cpu", 1
     if isinstance(error, ModuleNotFoundError):
         package = "'halfv[probe]'" if error.name in ("matplotlib", "scipy", "datasets") else error.name
         return f"{error.name} is not installed: pip install {package}", 1

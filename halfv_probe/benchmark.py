@@ -19,9 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
+from transformers import LlavaForConditionalGeneration, PreTrainedModel
 
 from halfv_accel.adapters import family_of
+from halfv_accel.bench.presets import PATCH, assemble, middling
 from halfv_probe.calibration import versions
 from halfv_probe.capture import watch_boundaries
 from halfv_probe.lifecycle import HEAD, boundary_spectra
@@ -29,25 +30,11 @@ from halfv_probe.redundancy import layer_redundancy, redundancies
 from halfv_probe.spectra import spectrum
 
 IMAGE_TOKEN = 1
-PATCH = 14  # pixels
-TOWER = dict(hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4, projection_dim=256)
 
 
 def build_model(width: int = 1024, layers: int = 12, side: int = 20, seed: int = 0) -> LlavaForConditionalGeneration:
     """A LLaVA with random weights: a Llama decoder, heads of 64, and pictures of ``side`` by ``side`` visual tokens."""
-    torch.manual_seed(seed)
-    heads = max(1, width // 64)
-    text = LlamaConfig(
-        hidden_size=width,
-        intermediate_size=width * 11 // 4,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        vocab_size=1000,
-    )
-    vision = CLIPVisionConfig(image_size=side * PATCH, patch_size=PATCH, **TOWER)
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE_TOKEN, vision_feature_layer=-1)
-    return LlavaForConditionalGeneration(config).eval()
+    return assemble(middling(width, layers, side), seed=seed)
 
 
 def build_inputs(model: LlavaForConditionalGeneration, pictures: int = 3, text: int = 50, seed: int = 0) -> dict:

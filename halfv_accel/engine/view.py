@@ -74,9 +74,9 @@ class LayerView:
         key_states, key_rotary = self.before.at(self.visual)
         query = self.family.queries(self.scorer, query_states, query_rotary if rotary else None)  # [B, heads, 1, d]
         keys = self.family.keys(self.scorer, key_states, key_rotary if rotary else None)  # [B, kv_heads, V, d]
-        keys = keys.repeat_interleave(query.shape[1] // keys.shape[1], dim=1)
+        query = query[:, :, 0].unflatten(1, (keys.shape[1], -1))  # heads by the keys that they share
         with torch.autocast(query.device.type, enabled=False):  # it would multiply in half precision again
-            logits = (query.float() @ keys.float().mT)[:, :, 0].to(self.present.device)  # [B, heads, V]
+            logits = (query.float() @ keys.float().mT).flatten(1, 2).to(self.present.device)  # [B, heads, V]
         if self.fidelity == "paper":
             logits = logits * query.shape[-1] ** -0.5
         logits = logits.masked_fill(~self.present[:, None], torch.finfo(logits.dtype).min)

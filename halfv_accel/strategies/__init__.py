@@ -9,6 +9,7 @@ from __future__ import annotations
 from halfv_accel.strategies.anchor_cover import AnchorCover
 from halfv_accel.strategies.keep_none import KeepNone
 from halfv_accel.strategies.last_token_attention import LastTokenAttention
+from halfv_accel.strategies.random_choice import RandomChoice
 from halfv_accel.strategies.registry import STRATEGIES, Counted, Strategy, View, register, resolve
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Counted",
     "KeepNone",
     "LastTokenAttention",
+    "RandomChoice",
     "Strategy",
     "View",
     "register",

@@ -10,7 +10,7 @@ import halfv_accel
 
 PACKAGE = Path(halfv_accel.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-ALLOWED = {*sys.stdlib_module_names, "torch", "transformers", "pydantic", "huggingface_hub", "halfv_accel"}
+ALLOWED = {*sys.stdlib_module_names, "torch", "transformers", "pydantic", "huggingface_hub", "triton", "halfv_accel"}
 
 
 def imported(tree):
@@ -25,6 +25,18 @@ def imported(tree):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_the_run_time_imports_nothing_else(file):
     assert set(imported(ast.parse(file.read_text()))) <= ALLOWED
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_triton_is_optional(file):
+    """Only kernels import it, and kernels are imported inside functions only."""
+    tree = ast.parse(file.read_text())
+    kernel = file.parent.name == "kernels" and file.name != "__init__.py"
+    assert kernel or "triton" not in set(imported(tree))
+    names = {
+        f"{node.module}.{alias.name}" for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert {name for name in names if "kernels" in name} <= {"halfv_accel.kernels.triton_works"}
 
 
 def last_words(message):

@@ -1,4 +1,4 @@
-"""Laws of budgets, ranking and farthest points."""
+"""Laws of budgets and ranking."""
 
 from fractions import Fraction
 from math import floor
@@ -9,17 +9,13 @@ from hypothesis import strategies as st
 
 from halfv_accel.budget import floor_share, token_budget
 from halfv_accel.engine.rows import Rows
-from halfv_accel.strategies import anchor_cover
-from halfv_accel.strategies.anchor_cover import AnchorCover, farthest_points
+from halfv_accel.strategies.anchor_cover import AnchorCover
 from halfv_accel.strategies.ranking import top_k_mask
 
 
 @st.composite
 def ragged(draw, width=9):
-    """Present places packed to the left, a budget and anchors that fit, and states of entries +-1 in 4 dimensions.
-
-    Such states have norm 2, so that all arithmetic of farthest points is exact and ties are real ties.
-    """
+    """Present places packed to the left, a budget and anchors that fit, and states of entries +-1 in 4 dimensions."""
     batch = draw(st.integers(1, 3))
     counts = [draw(st.integers(0, width)) for _ in range(batch)]
     counts[0] = max(1, counts[0])
@@ -31,54 +27,11 @@ def ragged(draw, width=9):
     return states, counts, budget, anchors
 
 
-def naive_farthest(states, count, budget, anchors):
-    """Eq. 5 by comparing all distances; equal distances go to the lowest index."""
-    unit = states / states.norm(dim=-1, keepdim=True)
-    chosen = list(anchors) if anchors else [0][:budget]
-    while len(chosen) < budget:
-        rest = [i for i in range(count) if i not in chosen]
-        chosen.append(max(rest, key=lambda i: (min(float((unit[i] - unit[c]).square().sum()) for c in chosen), -i)))
-    return set(chosen)
-
-
 def as_mask(rows, width):
     mask = torch.zeros(len(rows), width, dtype=torch.bool)
     for row, places in enumerate(rows):
         mask[row, list(places)] = True
     return mask
-
-
-@given(ragged())
-def test_farthest_points_equal_the_naive_greedy(case):
-    states, counts, budget, anchors = case
-    width = states.shape[1]
-    present = torch.arange(width) < torch.tensor(counts)[:, None]
-    mine = farthest_points(states, present, as_mask(anchors, width), torch.tensor(budget))
-    naive = [naive_farthest(*row) for row in zip(states, counts, budget, anchors, strict=True)]
-    assert torch.equal(mine, as_mask(naive, width))
-
-
-@given(ragged())
-def test_the_table_of_cosines_changes_nothing(case):
-    states, counts, budget, anchors = case
-    present = torch.arange(states.shape[1]) < torch.tensor(counts)[:, None]
-    arguments = (states, present, as_mask(anchors, states.shape[1]), torch.tensor(budget))
-    with_table, limit = farthest_points(*arguments), anchor_cover.TABLE_LIMIT
-    try:
-        anchor_cover.TABLE_LIMIT = 0
-        assert torch.equal(farthest_points(*arguments), with_table)
-    finally:
-        anchor_cover.TABLE_LIMIT = limit
-
-
-@given(ragged(), st.integers(0, 9))
-def test_farthest_points_ignore_length(case, seed):
-    """Only directions count."""
-    states, counts, budget, anchors = case
-    present = torch.arange(states.shape[1]) < torch.tensor(counts)[:, None]
-    lengths = 2.0 ** torch.randint(-3, 4, (*states.shape[:2], 1), generator=torch.Generator().manual_seed(seed))
-    rest = (present, as_mask(anchors, states.shape[1]), torch.tensor(budget))
-    assert torch.equal(farthest_points(states * lengths, *rest), farthest_points(states, *rest))
 
 
 @given(ragged(), st.sampled_from([0.0, 0.1, 0.5, 1.0]), st.randoms())

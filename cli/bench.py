@@ -1,0 +1,330 @@
+"""``halfv bench``: how fast a model runs under a plan, beside the untouched model, in one process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from halfv_cli.options import MODEL_HELP, Device
+
+if TYPE_CHECKING:
+    from halfv_accel import Plan, Profile
+    from halfv_accel.bench import BreakEven, Comparison
+    from halfv_accel.bench.results import Quantity, Ratio
+
+PRESET_NAMES = (
+    "llava-1.5-7b, llava-1.5-13b, llava-next-7b, qwen2.5-vl-7b, qwen2-vl-7b, qwen3-vl-4b, mid (fits a laptop)"
+)
+PLAN_HELP = (
+    "Instead of a profile: stages as what:layer:retention[:anchor_ratio], such as ivr:2:0.25,sparse:21:0.05 or "
+    "ivr:3:0.5:0.2,freeze:15; or paper, the model's plan of Table 9."
+)
+BREAK_EVEN_SIDE = 4  # LLaVA with random weights gets pictures of 16 tokens, so that nearly every number can be had
+DOUBT, FEW = "spread too large to conclude", "too few rounds to conclude"
+ROWS = (
+    ("vision encoder (ms)", "vision_ms", 1),
+    ("LLM prefill (ms)", "prefill_ms", 1),
+    ("time to first token (ms)", "ttft_ms", 1),
+    ("decode per token (ms)", "decode_ms", 1),
+    ("tokens/s", "tokens_per_s", 1),
+    ("peak memory (MiB)", "peak_mib", 1),
+    ("KV cache (MiB)", "cache_bytes", 2**20),
+    ("selection (ms)", "selection_ms", 1),
+    ("selection (% of TTFT)", "selection_share", 0.01),
+)
+
+
+def bench(
+    model: Annotated[str, typer.Option(help=f"{MODEL_HELP} With --random-weights: {PRESET_NAMES}.")],
+    profile: Annotated[Path | None, typer.Option(help="The profile that calibrate wrote.", show_default=False)] = None,
+    plan: Annotated[str | None, typer.Option(help=PLAN_HELP, show_default=False)] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Build the true size without a checkpoint: speed is the same.")
+    ] = False,
+    visual_tokens: Annotated[int, typer.Option(min=1, help="Of each prompt, or the nearest that can be had.")] = 2352,
+    text_tokens: Annotated[int, typer.Option(min=4, help="Of each prompt.")] = 50,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Generated for each prompt.")] = 32,
+    batch: Annotated[str, typer.Option(help="Batch sizes, such as 1,8.")] = "1",
+    ragged: Annotated[
+        bool, typer.Option("--ragged", help="Rows from half of the visual tokens to all of them, padded.")
+    ] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds in which every variant runs once.")] = 20,
+    break_even: Annotated[
+        bool, typer.Option("--break-even", help="Find from how many visual tokens on the plan pays off.")
+    ] = False,
+    write_profile: Annotated[
+        bool, typer.Option("--write-profile", help="With --break-even: keep that number in the profile.")
+    ] = False,
+    attention: Annotated[str, typer.Option(help="sdpa, eager, flash_attention_2.")] = "sdpa",
+    device: Device = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(help="auto (as the checkpoint; random weights: bfloat16 on a GPU), float32, bfloat16, float16."),
+    ] = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, pictures, words and bootstrap.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where all figures go, with their provenance.")] = Path("bench.json"),
+    chart: Annotated[Path | None, typer.Option(help="Draw bars, too: .png, .pdf or .svg.", show_default=False)] = None,
+) -> None:
+    """Time the untouched and the accelerated model in turn, and say what the choice of tokens costs.
+
+    Beside the plan run the same plan keeping everything (what the hooks cost), choosing by attention as FastV does, and
+    choosing at random. Every speedup is a median of paired runs with a 95 % interval.
+    """
+    sizes = _batch_sizes(batch, break_even)
+    _check_options(profile, plan, break_even, write_profile, chart)
+    from halfv_accel import accelerate
+    from halfv_accel.bench import describe_plan, find_break_even, provenance
+    from halfv_accel.files import check_writable
+
+    check_writable(out)
+    if chart is not None:
+        from halfv_probe.bench_chart import check_chart_path
+
+        check_chart_path(chart)
+    loaded, stages, source = _plan(model, profile, plan)
+    side = _side(visual_tokens, break_even)
+    vlm = _open(model, loaded, random_weights, device, dtype, seed, side, attention)
+    accelerate(vlm, stages)  # says at once whether plan and model go together
+    settings = dict(model=model, random_weights=random_weights, seed=seed, repeats=repeats, plan_source=source)
+    settings |= dict(asked_visual_tokens=visual_tokens, asked_text_tokens=text_tokens, batch=sizes, ragged=ragged)
+    document = {"provenance": provenance(vlm, plan=describe_plan(stages), **settings)}
+    if break_even:
+        with _progress("sizes") as show:
+            found = find_break_even(vlm, stages, visual_tokens, text_tokens, sizes[0], repeats, seed, show)
+        _save({**document, "break_even": found.as_dict()}, out)
+        _print_break_even(found, model, repeats, out)
+        if write_profile and loaded is not None and profile is not None:
+            _keep(found, loaded, profile)
+        return
+    comparisons: list[Comparison] = []
+    for size in sizes:
+        tokens = (visual_tokens, text_tokens, new_tokens)
+        comparisons.append(_compare(vlm, stages, size, tokens, ragged, repeats, seed))
+        _save({**document, "comparisons": [done.as_dict() for done in comparisons]}, out)
+        _print_comparison(comparisons[-1], f"{model}, {describe_plan(stages)}")
+    if chart is not None:
+        from halfv_probe.bench_chart import bench_chart
+
+        bench_chart(comparisons, f"{model}, {describe_plan(stages)}", chart)
+    typer.echo(f"wrote {out}" + ("" if chart is None else f" and {chart}"))
+
+
+def _batch_sizes(text: str, break_even: bool) -> list[int]:
+    from halfv_accel import HalfVError
+
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and 1 <= int(word) <= 4096 for word in words):
+        raise HalfVError(f"--batch is {text!r}: give whole numbers of at least 1, separated by commas, such as 1,8")
+    if break_even and len(words) > 1:
+        raise HalfVError(f"--batch is {text!r}, and --break-even measures one batch size: give one number")
+    return [int(word) for word in words]
+
+
+def _check_options(
+    profile: Path | None, plan: str | None, break_even: bool, write_profile: bool, chart: Path | None
+) -> None:
+    """Options that make sense only together, or not together."""
+    from halfv_accel import HalfVError
+
+    if (profile is None) == (plan is None):
+        given = "neither --profile nor --plan was" if profile is None else "both --profile and --plan were"
+        raise HalfVError(f"{given} given: give one of them, for example --plan ivr:2:0.5,freeze:6, or --plan paper")
+    if write_profile and (profile is None or not break_even):
+        raise HalfVError("--write-profile keeps what --break-even finds in a profile: add --break-even and --profile")
+    if break_even and chart is not None:
+        raise HalfVError("--chart draws a comparison, and --break-even makes none: leave one of them out")
+
+
+def _plan(model: str, profile: Path | None, text: str | None) -> tuple[Profile | None, Plan, str]:
+    """The profile if there is one, the plan, and where it is from."""
+    from halfv_accel import HalfVError, Profile
+    from halfv_accel.bench import PRESETS, parse_plan
+
+    if profile is not None:
+        loaded = Profile.load(profile)
+        return loaded, loaded.plan(), str(profile)
+    if text != "paper":
+        return None, parse_plan(text or ""), "--plan"
+    known = PRESETS.get(model)
+    if known is None or known.plan is None:
+        named = ", ".join(name for name, preset in PRESETS.items() if preset.plan is not None)
+        raise HalfVError(f"the paper has no plan for {model}: write one out with --plan, or give one of {named}")
+    return None, known.plan, known.source
+
+
+def _side(visual_tokens: int, break_even: bool) -> int:
+    """Of the pictures of a LLaVA with random weights."""
+    from halfv_accel.bench.prompts import best_side
+
+    return BREAK_EVEN_SIDE if break_even else best_side(visual_tokens)
+
+
+def _open(
+    name: str,
+    profile: Profile | None,
+    random_weights: bool,
+    device: str,
+    dtype: str,
+    seed: int,
+    side: int,
+    attention: str,
+) -> Any:
+    """The model, with or without a checkpoint, under the wanted attention."""
+    import torch
+
+    from halfv_accel import HalfVError
+    from halfv_accel.bench import build
+    from halfv_accel.models import find_device, find_dtype
+    from halfv_cli.models import open_model
+
+    place, precision = find_device(device), find_dtype(dtype)
+    if place.type not in ("cpu", "cuda"):
+        raise HalfVError(f"device '{place}' has no clock that this command can read: choose cpu or cuda")
+    if random_weights:
+        if not isinstance(precision, torch.dtype):
+            precision = torch.bfloat16 if place.type == "cuda" else torch.float32
+        vlm = build(name, place, precision, seed, side)
+        _check_build(profile, vlm, name)
+    else:
+        vlm, _ = open_model(name, device, dtype)
+        if profile is not None:
+            profile.check(vlm)
+    try:
+        vlm.set_attn_implementation(attention)
+    except (ValueError, ImportError, KeyError) as error:
+        raise HalfVError(f"attention '{attention}' is not available here: choose sdpa or eager") from error
+    return vlm
+
+
+def _check_build(profile: Profile | None, vlm: Any, name: str) -> None:
+    """A profile of the same architecture serves random weights, too; their pictures may have another size."""
+    from halfv_accel import HalfVError
+
+    text = vlm.config.get_text_config()
+    there = (type(vlm).__name__, text.num_hidden_layers, text.hidden_size)
+    if profile is not None:
+        mine = (profile.model.architecture, profile.model.num_layers, profile.model.hidden_size)
+        if mine != there:
+            raise HalfVError(
+                f"the profile was made for {mine[0]} with {mine[1]} layers of width {mine[2]}, but {name} is "
+                f"{there[0]} with {there[1]} layers of width {there[2]}: give the preset that fits"
+            )
+
+
+def _compare(
+    vlm: Any, plan: Plan, batch: int, tokens: tuple[int, int, int], ragged: bool, repeats: int, seed: int
+) -> Comparison:
+    from halfv_accel.bench import build_prompt, compare
+
+    visual, text, new = tokens
+    prompt = build_prompt(vlm, visual, text, batch, ragged, seed)
+    if prompt.visual[0] != visual:
+        typer.echo(f"note: {prompt.visual[0]} visual tokens, the nearest to {visual} that this model allows", err=True)
+    if max(prompt.visual) < plan.min_visual_tokens:
+        typer.echo(
+            f"note: the plan leaves prompts of fewer than {plan.min_visual_tokens} visual tokens alone", err=True
+        )
+    with _progress(f"batch {batch}") as show:
+        return compare(vlm, plan, prompt, new, repeats, seed, show)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal; yields ``show(done, total)``."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:>16}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(bar, completed=done, total=total)
+
+
+def _save(document: dict[str, Any], out: Path) -> None:
+    from halfv_accel.files import write_atomically
+
+    write_atomically(out, (json.dumps(document, indent=2) + "\n").encode())
+
+
+def _print_comparison(comparison: Comparison, name: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    title = f"{name}: {comparison.headline}, {comparison.new_tokens} new"
+    caption = f"median (interquartile range) of {comparison.rounds} interleaved rounds; ratios with 95 % intervals"
+    variants = comparison.variants
+    table = Table("", *(variant.name for variant in variants), title=Text(title), caption=caption)
+    for label, quantity, unit in ROWS:
+        table.add_row(label, *(_quantity(variant.quantities[quantity], unit) for variant in variants))
+    for kind in ("exact", "paper", "selection"):
+        table.add_row(f"{kind} TFLOPs", *(f"{getattr(variant.flops, kind) / 1e12:.4g}" for variant in variants))
+    for label, ratio in (("prefill", "prefill_speedup"), ("TTFT", "ttft_speedup"), ("decode", "decode_speedup")):
+        ratios = [getattr(variant, ratio) for variant in variants]
+        table.add_row(f"{label} speedup", *(_ratio(found, comparison.rounds, "x") for found in ratios))
+    table.add_row("EFFICIENCY", *(_ratio(variant.efficiency, comparison.rounds) for variant in variants))
+    Console().print(table)
+    doubts = [f"{variant.name} ({', '.join(variant.doubtful)})" for variant in variants if variant.doubtful]
+    _warn(doubts, comparison.rounds)
+
+
+def _warn(doubts: list[str], rounds: int) -> None:
+    """Say on stderr what cannot be concluded, and what would help."""
+    if doubts:
+        help_ = "more --repeats or a quieter machine" if _doubt(rounds) == DOUBT else "--repeats 20"
+        typer.echo(f"warning: {_doubt(rounds)}: {'; '.join(doubts)}; {help_} would help", err=True)
+
+
+def _doubt(rounds: int) -> str:
+    from halfv_accel.bench.results import FEWEST_ROUNDS
+
+    return DOUBT if rounds >= FEWEST_ROUNDS else FEW
+
+
+def _quantity(quantity: Quantity | None, unit: float) -> str:
+    return "-" if quantity is None else f"{_short(quantity.median / unit)} ({_short(quantity.iqr / unit)})"
+
+
+def _short(number: float) -> str:
+    return f"{number:.0f}" if number >= 1000 else f"{number:.3g}"
+
+
+def _ratio(ratio: Ratio | None, rounds: int, unit: str = "") -> str:
+    if ratio is None:
+        return "-"
+    interval = f"{ratio.median:.2f}{unit} \\[{ratio.low:.2f}, {ratio.high:.2f}]"  # a bare bracket would be markup
+    return interval if ratio.conclusive else f"{interval}\n{_doubt(rounds)}"
+
+
+def _print_break_even(found: BreakEven, model: str, rounds: int, out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("visual tokens", "untouched (ms)", "accelerated (ms)", "prefill speedup", title=Text(model))
+    for size in found.sizes:
+        times = (_quantity(size.untouched_ms, 1), _quantity(size.accelerated_ms, 1))
+        table.add_row(str(size.visual_tokens), *times, _ratio(size.speedup, rounds, "x"))
+    Console().print(table)
+    if found.visual_tokens is None:
+        most = found.sizes[-1].visual_tokens
+        typer.echo(f"up to {most} visual tokens the plan does not pay off here; wrote {out}")
+    else:
+        least = ", the smallest number tried" if found.visual_tokens == found.sizes[0].visual_tokens else ""
+        typer.echo(f"the plan pays off from {found.visual_tokens} visual tokens on{least}; wrote {out}")
+    _warn([f"{size.visual_tokens} visual tokens" for size in found.sizes if not size.speedup.conclusive], rounds)
+
+
+def _keep(found: BreakEven, profile: Profile, path: Path) -> None:
+    """Write the number into the profile, if there is one to write."""
+    if found.visual_tokens is None:
+        typer.echo(f"warning: {path} stays as it is, because no break-even was found", err=True)
+        return
+    profile.model_copy(update={"min_visual_tokens": found.visual_tokens}).save(path)
+    typer.echo(f"wrote min_visual_tokens {found.visual_tokens} into {path}")

@@ -1,0 +1,207 @@
+"""Timing `generate` from the inside, and several ways of running a model in turn.
+
+Clocks are the engine's stopwatches: events on the GPU's own stream, which make nobody wait before the run is over.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from halfv_accel.adapters import Family, family_of
+from halfv_accel.bench.prompts import Prompt
+from halfv_accel.bench.results import UNTOUCHED, Comparison, Flops, Reading, variant
+from halfv_accel.engine.report import Stopwatch
+from halfv_accel.engine.run import accelerate
+from halfv_accel.plan import Plan
+from halfv_accel.strategies import KeepNone, LastTokenAttention, RandomChoice
+
+Result = TypeVar("Result")
+ACCELERATED = "accelerated"
+MIB = 2**20
+
+
+class Meter(StoppingCriteria):
+    """Watches one call of `generate`: it never stops it, but is told of every token.
+
+    What of the core is not the decoder is the vision encoder: its children are timed each.
+    """
+
+    def __init__(self, family: Family, stack: ExitStack) -> None:
+        self.device = family.model.device
+        self.vision: list[Stopwatch] = []
+        self.prefill: Stopwatch | None = None
+        self.tokens: list[Stopwatch] = []  # one for each token, and one that the last token started
+        self._prefilled = False
+        parts = [part for part in family.core.children() if part is not family.text]
+        for part in parts:
+            stack.callback(part.register_forward_pre_hook(self._see).remove)
+            stack.callback(part.register_forward_hook(self._seen).remove)
+        # Ahead of HalfV's own hooks: what they do before the decoder is part of the prefill.
+        stack.callback(family.core.register_forward_pre_hook(self._begin, prepend=True).remove)
+        stack.callback(family.core.register_forward_hook(self._end).remove)
+
+    def start(self) -> None:
+        self.tokens.append(Stopwatch(self.device))
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        self.tokens[-1].stop()
+        self.start()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+    def _see(self, *_: Any) -> None:
+        self.vision.append(Stopwatch(self.device))
+
+    def _seen(self, *_: Any) -> None:
+        self.vision[-1].stop()
+        if self.prefill is not None and not self._prefilled:  # pixels came into the forward itself
+            self.prefill = Stopwatch(self.device)
+
+    def _begin(self, core: nn.Module, *_: Any) -> None:
+        if self.prefill is None:
+            self.prefill = Stopwatch(self.device)
+
+    def _end(self, *_: Any) -> None:
+        if self.prefill is not None and not self._prefilled:
+            self.prefill.stop()
+            self._prefilled = True
+
+
+def measure(model: Any, prompt: Prompt, plan: Plan | None, new_tokens: int) -> Reading:
+    """Generate exactly so many tokens, greedily, and read all clocks afterwards."""
+    family, cuda = family_of(model), model.device.type == "cuda"
+    with ExitStack() as stack:
+        run = None if plan is None else stack.enter_context(accelerate(model, plan))
+        meter = Meter(family, stack)
+        if cuda:
+            stack.enter_context(torch.cuda.device(model.device))  # whose stream the clocks are to stand in
+            torch.cuda.synchronize(model.device)
+            torch.cuda.reset_peak_memory_stats(model.device)
+        meter.start()
+        whole = Stopwatch(model.device)
+        output = model.generate(
+            **prompt.inputs,
+            max_new_tokens=new_tokens,
+            min_new_tokens=new_tokens,
+            do_sample=False,
+            num_beams=1,
+            return_dict_in_generate=True,
+            stopping_criteria=StoppingCriteriaList([meter]),
+        )
+        whole.stop()
+        if cuda:
+            torch.cuda.synchronize(model.device)
+    first, *others = (clock.milliseconds for clock in meter.tokens[:-1])
+    assert meter.prefill is not None and len(others) == new_tokens - 1
+    report = None if run is None else run.last
+    return Reading(
+        vision_ms=sum(clock.milliseconds for clock in meter.vision),
+        prefill_ms=meter.prefill.milliseconds,
+        ttft_ms=first,
+        decode_ms=statistics.median(others) if others else None,
+        tokens_per_s=len(prompt.visual) * new_tokens / whole.milliseconds * 1e3,
+        peak_mib=torch.cuda.max_memory_allocated(model.device) / MIB if cuda else None,
+        cache_bytes=cache_bytes(output.past_key_values),
+        selection_ms=0.0 if report is None else sum(stage.selection_ms for stage in report.stages),
+    )
+
+
+def cache_bytes(cache: Any) -> int:
+    """Memory behind all tensors of a cache's layers; what two of them share counts once."""
+    tensors = [value for layer in cache.layers for value in vars(layer).values() if isinstance(value, Tensor)]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def variants(plan: Plan) -> dict[str, Plan | None]:
+    """What is compared, by name.
+
+    Beside the untouched model and the plan: the plan with every stage keeping all (what the hooks cost), and with its
+    first choice made by attention, as FastV does, or at random (what choosing costs).
+    """
+    first, *rest = plan.stages
+    compared: dict[str, Plan | None] = {
+        UNTOUCHED: None,
+        ACCELERATED: plan,
+        "keep all": replace(plan, stages=tuple(replace(stage, **_everything(stage)) for stage in plan.stages)),
+    }
+    if not isinstance(first.strategy, KeepNone):
+        for name, strategy in (("FastV-style", LastTokenAttention()), ("random", RandomChoice())):
+            other = replace(plan, stages=(replace(first, strategy=strategy), *rest))
+            if other not in compared.values():
+                compared[name] = other
+    return compared
+
+
+def _everything(stage: Any) -> dict[str, Any]:
+    strategy = LastTokenAttention() if isinstance(stage.strategy, KeepNone) else stage.strategy
+    return {"strategy": strategy, "retention": 1.0}
+
+
+def interleave(
+    runs: Mapping[str, Callable[[], Result]],
+    rounds: int,
+    warm_up: int = 1,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, list[Result]]:
+    """Run each in turn, round after round, every other round in reverse; what the warm-up rounds return is forgotten.
+
+    Parameters
+    ----------
+    progress : callable
+        Called with the rounds that are done, and with all of them.
+
+    Returns
+    -------
+    dict
+        By name, one result a round.
+    """
+    results: dict[str, list[Result]] = {name: [] for name in runs}
+    for turn in range(warm_up + rounds):
+        for name in reversed(list(runs)) if turn % 2 else runs:
+            result = runs[name]()
+            if turn >= warm_up:
+                results[name].append(result)
+        progress(turn + 1, warm_up + rounds)
+    return results
+
+
+def warm_up_rounds(model: Any) -> int:
+    """A GPU chooses its algorithms, and fills its memory pool, in the first runs."""
+    return 3 if model.device.type == "cuda" else 1
+
+
+def compare(
+    model: Any,
+    plan: Plan,
+    prompt: Prompt,
+    new_tokens: int = 32,
+    rounds: int = 20,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Comparison:
+    """Time all variants of a plan on one batch, interleaved.
+
+    Parameters
+    ----------
+    new_tokens : int
+        Generated for each row, whatever the model would like.
+    rounds : int
+        How often each variant runs, beside the warm-up.
+    seed : int
+        Of the bootstrap.
+    """
+    compared = variants(plan)
+    flops = {name: Flops.of(model.config, prompt.visual, prompt.text, staged) for name, staged in compared.items()}
+    runs = {name: partial(measure, model, prompt, staged, new_tokens) for name, staged in compared.items()}
+    readings = interleave(runs, rounds, warm_up_rounds(model), progress)
+    found = [variant(name, staged, flops, readings, seed) for name, staged in compared.items()]
+    return Comparison(prompt.visual, prompt.text, new_tokens, rounds, found)
