@@ -80,6 +80,27 @@ class Family:
         """Keys, as `queries`: [B, kv_heads, n, head_dim]."""
         return self._rotate(layer.self_attn, self._heads(layer, "k", states), rotary)
 
+    def unrotated_products(self, layer: Any, query: Tensor, states: Tensor) -> Tensor:
+        """Products of one query a head [B, heads, 1, d] with the keys of some states [B, n, H], no position embedding.
+
+        A key is a linear map of the normed state, and the query can pass through that map first: one vector of width H
+        for each head, in place of all keys. Only the key's bias is missing, which adds the same number to all products
+        of a head; softmax does not see it.
+
+        Returns
+        -------
+        Tensor
+            float32 [B, heads, n].
+        """
+        weight = self._plain_key_weight(layer)
+        with torch.autocast(query.device.type, enabled=False):  # it would multiply in half precision again
+            if weight is None:
+                return products(query, self.keys(layer, states, None))
+            normed = layer.input_layernorm(beside(layer, states))
+            shared = weight.float().unflatten(0, (-1, query.shape[-1]))  # [kv_heads, d, H]
+            folded = grouped(query, len(shared)) @ shared
+            return folded.flatten(1, 2) @ normed.float().mT
+
     def values(self, layer: Any, states: Tensor) -> Tensor:
         """Values, as `keys`, without position embedding."""
         return self._heads(layer, "v", states)
@@ -95,11 +116,30 @@ class Family:
         norm = getattr(attention, f"{kind}_norm", None)  # Qwen3 normalises each head's queries and keys
         return (heads if norm is None else norm(heads)).transpose(1, 2)
 
+    def _plain_key_weight(self, layer: Any) -> Tensor | None:
+        """The weight of a layer's key projection, if that is all there is between a normed state and a key."""
+        projection = layer.self_attn.k_proj
+        plain = type(projection) is nn.Linear and "forward" not in vars(projection)  # offloading replaces it
+        hooked = projection._forward_hooks or projection._forward_pre_hooks
+        normed = getattr(layer.self_attn, "k_norm", None) is not None
+        return None if not plain or hooked or normed or projection.weight.is_meta else projection.weight
+
     def _rotate(self, attention: nn.Module, heads: Tensor, rotary: Rotary | None) -> Tensor:
         if rotary is None:
             return heads
         cos, sin = (table.to(heads.device) for table in rotary)
         return sys.modules[type(attention).__module__].apply_rotary_pos_emb(heads, heads, cos, sin)[0]
+
+
+def grouped(query: Tensor, kv_heads: int) -> Tensor:
+    """One query a head [B, heads, 1, d], by the keys that heads share: float32 [B, kv_heads, heads / kv_heads, d]."""
+    return query[:, :, 0].unflatten(1, (kv_heads, -1)).float()
+
+
+def products(query: Tensor, keys: Tensor) -> Tensor:
+    """Products of one query a head [B, heads, 1, d] with keys [B, kv_heads, n, d]: float32 [B, heads, n]."""
+    with torch.autocast(query.device.type, enabled=False):  # it would multiply in half precision again
+        return (grouped(query, keys.shape[1]) @ keys.float().mT).flatten(1, 2)
 
 
 def beside(module: nn.Module, states: Tensor) -> Tensor:

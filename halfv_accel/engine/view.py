@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from halfv_accel.adapters import Family
-from halfv_accel.adapters.base import Rotary
+from halfv_accel.adapters.base import Rotary, products
 from halfv_accel.engine.rows import Rows
 from halfv_accel.plan import Fidelity
 
@@ -73,10 +73,11 @@ class LayerView:
         query_states, query_rotary = self.before.at(Rows(self.last[:, None], None, self.before.states.shape[1]))
         key_states, key_rotary = self.before.at(self.visual)
         query = self.family.queries(self.scorer, query_states, query_rotary if rotary else None)  # [B, heads, 1, d]
-        keys = self.family.keys(self.scorer, key_states, key_rotary if rotary else None)  # [B, kv_heads, V, d]
-        query = query[:, :, 0].unflatten(1, (keys.shape[1], -1))  # heads by the keys that they share
-        with torch.autocast(query.device.type, enabled=False):  # it would multiply in half precision again
-            logits = (query.float() @ keys.float().mT).flatten(1, 2).to(self.present.device)  # [B, heads, V]
+        if rotary:
+            logits = products(query, self.family.keys(self.scorer, key_states, key_rotary))
+        else:
+            logits = self.family.unrotated_products(self.scorer, query, key_states)
+        logits = logits.to(self.present.device)  # [B, heads, V]
         if self.fidelity == "paper":
             logits = logits * query.shape[-1] ** -0.5
         logits = logits.masked_fill(~self.present[:, None], torch.finfo(logits.dtype).min)

@@ -47,4 +47,4 @@ class AnchorCover:
 
     def flops(self, decoder: Decoder, candidates: int, kept: int) -> int:
         cosines = candidates * (candidates + floor_share(kept, self.anchor_ratio))
-        return decoder.last_token_flops(candidates) + 2 * cosines * decoder.hidden
+        return decoder.last_token_flops(candidates, rotary=False) + 2 * cosines * decoder.hidden

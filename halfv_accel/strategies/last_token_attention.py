@@ -32,4 +32,4 @@ class LastTokenAttention:
         return top_k_mask(view.last_token_scores(rotary=self.rotary), view.present, budget)
 
     def flops(self, decoder: Decoder, candidates: int, kept: int) -> int:
-        return decoder.last_token_flops(candidates)
+        return decoder.last_token_flops(candidates, self.rotary)

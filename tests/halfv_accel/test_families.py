@@ -59,3 +59,52 @@ def test_pictures_of_video_llava_under_either_name():
     for name in ("pixel_values", "pixel_values_images"):
         assert family.modalities({**inputs, name: pixels}) == {"image"}
     assert family.modalities(inputs) == set()
+
+
+def centred(products):
+    """Without a constant of the head, which softmax does not see."""
+    return products - products.mean(dim=-1, keepdim=True)
+
+
+def long_way(family, layer, query, states):
+    keys = family.keys(layer, states, None)
+    return (query @ keys.repeat_interleave(query.shape[1] // keys.shape[1], dim=1).mT)[:, :, 0]
+
+
+def scored(mini, seed=0):
+    """A family, a layer of its decoder, a query a head, and states."""
+    family = family_of(mini.model())
+    layer, draw = family.layers[2], torch.Generator().manual_seed(seed)
+    states = torch.randn(2, 9, family.text.config.hidden_size, generator=draw)
+    return family, layer, family.queries(layer, states[:, :1], None), states
+
+
+@torch.no_grad()
+def test_a_query_through_the_key_projection_scores_as_all_keys_do(mini):
+    family, layer, query, states = scored(mini)
+    found, expected = family.unrotated_products(layer, query, states), long_way(family, layer, query, states)
+    torch.testing.assert_close(centred(found), centred(expected), rtol=1e-4, atol=1e-4 * float(expected.std()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", ["hook", "class", "forward"])
+def test_a_key_projection_that_does_more_is_called(mini, change):
+    """Adapters, quantized weights, offloading and users' hooks do not show in a weight."""
+    family, layer, query, states = scored(mini)
+    projection, own = layer.self_attn.k_proj, type(layer.self_attn.k_proj)
+    before = family.unrotated_products(layer, query, states)
+    handle = projection.register_forward_hook(lambda _, args, output: 3 * output) if change == "hook" else None
+    if change == "class":
+        projection.__class__ = type("Tripled", (own,), {"forward": lambda self, x: 3 * own.forward(self, x)})
+    if change == "forward":
+        projection.forward = lambda x: 3 * own.forward(projection, x)
+    try:
+        found, expected = family.unrotated_products(layer, query, states), long_way(family, layer, query, states)
+    finally:
+        projection.__class__ = own
+        vars(projection).pop("forward", None)
+        if handle is not None:
+            handle.remove()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
+    if not hasattr(layer.self_attn, "k_norm"):  # which takes a factor out again
+        assert not torch.allclose(centred(found), centred(before), rtol=1e-2)
