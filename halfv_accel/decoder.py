@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-
 NORMED_KEYS = ("qwen3_vl_text",)  # text models whose config says nothing of their attention's norms
 
 

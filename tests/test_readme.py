@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from halfv_accel.bench import targets
 from halfv_accel.models import KNOWN_MODELS
 from halfv_accel.profile import json_schema
 from halfv_accel.selfcheck.__main__ import main as selfcheck
@@ -70,6 +71,10 @@ def test_links_lead_somewhere():
 def test_exported_schema_is_the_profile_s_own():
     exported = json.loads((ROOT / "docs" / "profile.schema.json").read_text())
     assert exported == json_schema(), "write it anew: make schema"
+
+
+def test_the_table_of_speed_is_that_of_the_reports():
+    assert targets.table(ROOT / "reports" / "bench") in README, "paste what halfv_accel.bench.targets prints"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -74,11 +74,17 @@ class Family:
 
     def queries(self, layer: Any, states: Tensor, rotary: Rotary | None) -> Tensor:
         """Queries of one layer for some of its input states: [B, n, H] -> [B, heads, n, head_dim]."""
-        return self._rotate(layer.self_attn, self._heads(layer, "q", states), rotary)
+        return self._rotate(layer.self_attn, self._heads(layer, "q", self._normed_for(layer, states)), rotary)
 
     def keys(self, layer: Any, states: Tensor, rotary: Rotary | None) -> Tensor:
         """Keys, as `queries`: [B, kv_heads, n, head_dim]."""
-        return self._rotate(layer.self_attn, self._heads(layer, "k", states), rotary)
+        return self._rotate(layer.self_attn, self._heads(layer, "k", self._normed_for(layer, states)), rotary)
+
+    def keys_and_values(self, layer: Any, states: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor]:
+        """Keys, and values, which have no position embedding, in the same shape."""
+        normed = self._normed_for(layer, states)
+        keys = self._rotate(layer.self_attn, self._heads(layer, "k", normed), rotary)
+        return keys, self._heads(layer, "v", normed)
 
     def unrotated_products(self, layer: Any, query: Tensor, states: Tensor) -> Tensor:
         """Products of one query a head [B, heads, 1, d] with the keys of some states [B, n, H], no position embedding.
@@ -93,25 +99,25 @@ class Family:
             float32 [B, heads, n].
         """
         weight = self._plain_key_weight(layer)
+        if weight is None:
+            return products(query, self.keys(layer, states, None))
+        normed = self._normed_for(layer, states)
         with torch.autocast(query.device.type, enabled=False):  # it would multiply in half precision again
-            if weight is None:
-                return products(query, self.keys(layer, states, None))
-            normed = layer.input_layernorm(beside(layer, states))
             shared = weight.float().unflatten(0, (-1, query.shape[-1]))  # [kv_heads, d, H]
             folded = grouped(query, len(shared)) @ shared
             return folded.flatten(1, 2) @ normed.float().mT
-
-    def values(self, layer: Any, states: Tensor) -> Tensor:
-        """Values, as `keys`, without position embedding."""
-        return self._heads(layer, "v", states)
 
     def normed(self, states: Tensor) -> Tensor:
         """States after the decoder's final norm."""
         return self.text.norm(beside(self.text.norm, states))
 
-    def _heads(self, layer: Any, kind: str, states: Tensor) -> Tensor:
+    def _normed_for(self, layer: Any, states: Tensor) -> Tensor:
+        """States as a layer's attention sees them."""
+        return layer.input_layernorm(beside(layer, states))
+
+    def _heads(self, layer: Any, kind: str, normed: Tensor) -> Tensor:
         attention = layer.self_attn
-        projected = getattr(attention, f"{kind}_proj")(layer.input_layernorm(beside(layer, states)))
+        projected = getattr(attention, f"{kind}_proj")(normed)
         heads = projected.unflatten(-1, (-1, attention.head_dim))
         norm = getattr(attention, f"{kind}_norm", None)  # Qwen3 normalises each head's queries and keys
         return (heads if norm is None else norm(heads)).transpose(1, 2)

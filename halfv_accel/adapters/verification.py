@@ -94,8 +94,8 @@ def _difference(family: Family, layer: Any) -> str | None:
         handle.remove()
     if not isinstance(result, Tensor):
         raise TypeError(f"a layer returns a {type(result).__name__} and not a tensor")
-    queries, keys = family.queries(layer, states, rotary), family.keys(layer, states, rotary)
-    values = family.values(layer, states)
+    queries = family.queries(layer, states, rotary)
+    keys, values = family.keys_and_values(layer, states, rotary)
     attended = layer.self_attn.o_proj(_attend(queries, keys, values).to(states.dtype))
     output = outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
     pairs = {"keys": (keys, witness.keys), "values": (values, witness.values), "queries": (attended, output)}

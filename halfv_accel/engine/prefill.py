@@ -261,7 +261,7 @@ class Prefill:
         if layout.frozen is not None:
             layer = self.family.layers[index]
             idle = layout.frozen.gather(here.states)  # anew: DeepStack adds to frozen tokens, too
-            keys, values = self.family.keys(layer, idle, shared.frozen_rotary), self.family.values(layer, idle)
+            keys, values = self.family.keys_and_values(layer, idle, shared.frozen_rotary)
             kwargs["past_key_values"] = KeysFirst(self.cache, keys, values)
         if args:
             return (states, *args[1:]), kwargs
