@@ -69,9 +69,11 @@ BENCH := $(BIN)/halfv bench --random-weights --out reports/bench
 bench-cpu: setup  ## speed on a model that fits a laptop: the README's table (a quarter of an hour on a quiet machine)
 	mkdir -p reports/bench
 	$(BENCH)/cpu-sparse.json --chart reports/bench/cpu-sparse.png --model mid --device cpu --visual-tokens 1200 \
-	  --plan ivr:1:0.25,sparse:9:0.05 --repeats 15
+	  --plan ivr:1:0.25,sparse:9:0.05 --new-tokens 8 --repeats 20
 	$(BENCH)/cpu-freeze.json --chart reports/bench/cpu-freeze.png --model mid --device cpu --visual-tokens 1200 \
-	  --plan ivr:2:0.5,freeze:6 --repeats 15
+	  --plan ivr:2:0.5,freeze:6 --new-tokens 8 --repeats 20
+	$(BENCH)/cpu-keep-all.json --model mid --device cpu --visual-tokens 1200 \
+	  --plan ivr:1:1,sparse:9:1 --new-tokens 2 --repeats 50
 	$(BIN)/python -m halfv_accel.bench.targets reports/bench > reports/bench/targets.md
 
 bench-gpu: setup  ## the same on an H200, models of real size (some minutes)

@@ -76,7 +76,7 @@ def bench(
     choosing at random. Every speedup is a median of paired runs with a 95 % interval.
     """
     sizes = _batch_sizes(batch, break_even)
-    _check_options(profile, plan, break_even, write_profile, chart)
+    _check_options(profile, plan, break_even, write_profile, ragged, chart)
     from halfv_accel import accelerate
     from halfv_accel.bench import describe_plan, find_break_even, provenance
     from halfv_accel.files import check_writable
@@ -126,7 +126,7 @@ def _batch_sizes(text: str, break_even: bool) -> list[int]:
 
 
 def _check_options(
-    profile: Path | None, plan: str | None, break_even: bool, write_profile: bool, chart: Path | None
+    profile: Path | None, plan: str | None, break_even: bool, write_profile: bool, ragged: bool, chart: Path | None
 ) -> None:
     """Options that make sense only together, or not together."""
     from halfv_accel import HalfVError
@@ -136,6 +136,8 @@ def _check_options(
         raise HalfVError(f"{given} given: give one of them, for example --plan ivr:2:0.5,freeze:6, or --plan paper")
     if write_profile and (profile is None or not break_even):
         raise HalfVError("--write-profile keeps what --break-even finds in a profile: add --break-even and --profile")
+    if break_even and ragged:
+        raise HalfVError("--break-even measures rows of equal length: leave --ragged out")
     if break_even and chart is not None:
         raise HalfVError("--chart draws a comparison, and --break-even makes none: leave one of them out")
 
@@ -326,5 +328,11 @@ def _keep(found: BreakEven, profile: Profile, path: Path) -> None:
     if found.visual_tokens is None:
         typer.echo(f"warning: {path} stays as it is, because no break-even was found", err=True)
         return
-    profile.model_copy(update={"min_visual_tokens": found.visual_tokens}).save(path)
+    if not found.certain:
+        typer.echo(f"warning: {path} stays as it is, because that could be chance: give more --repeats", err=True)
+        return
+    from halfv_accel.profile import SCHEMA_VERSION
+
+    known = {"min_visual_tokens": found.visual_tokens, "schema_version": SCHEMA_VERSION}
+    profile.model_copy(update=known).save(path)
     typer.echo(f"wrote min_visual_tokens {found.visual_tokens} into {path}")

@@ -128,7 +128,12 @@ class Family:
         plain = type(projection) is nn.Linear and "forward" not in vars(projection)  # offloading replaces it
         hooked = projection._forward_hooks or projection._forward_pre_hooks
         normed = getattr(layer.self_attn, "k_norm", None) is not None
-        return None if not plain or hooked or normed or projection.weight.is_meta else projection.weight
+        other = any(getattr(type(self), name) is not getattr(Family, name) for name in ("keys", "_heads"))
+        if not plain or hooked or normed or other:
+            return None
+        weight = projection.weight  # of another type where it is quantized
+        usual = type(weight) is nn.Parameter and weight.is_floating_point() and not weight.is_meta
+        return weight if usual else None
 
     def _rotate(self, attention: nn.Module, heads: Tensor, rotary: Rotary | None) -> Tensor:
         if rotary is None:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from halfv_accel.bench.measure import ACCELERATED, interleave, measure, warm_up_rounds
+from halfv_accel.bench.measure import ACCELERATED, interleave, measure, prepared, warm_up_rounds
 from halfv_accel.bench.prompts import build_prompt
 from halfv_accel.bench.results import UNTOUCHED, Quantity, Ratio
 from halfv_accel.plan import Plan
@@ -35,6 +35,12 @@ class BreakEven:
 
     visual_tokens: int | None
     sizes: list[Size]
+
+    @property
+    def certain(self) -> bool:
+        """Is the plan faster at all these sizes beyond what chance explains?"""
+        paying = [size for size in self.sizes if self.visual_tokens and size.visual_tokens >= self.visual_tokens]
+        return bool(paying) and all(size.speedup.low > 1 for size in paying)
 
     @classmethod
     def of(cls, sizes: Sequence[Size]) -> BreakEven:
@@ -80,15 +86,15 @@ def find_break_even(
     progress : callable
         Called with the sizes that are done, and with all of them.
     """
-    plans = {UNTOUCHED: None, ACCELERATED: replace(plan, min_visual_tokens=0)}
+    made = {UNTOUCHED: None, ACCELERATED: prepared(model, replace(plan, min_visual_tokens=0))}
     sizes: dict[int, Size] = {}  # by what the prompts hold: not every architecture can have every number
     wanted = grid(largest)
     for done, count in enumerate(wanted):
         prompt = build_prompt(model, count, text_tokens, batch, seed=seed)
         visual = prompt.visual[0]
         if visual not in sizes:
-            runs = {name: partial(measure, model, prompt, staged, 1) for name, staged in plans.items()}
-            readings = interleave(runs, rounds, warm_up_rounds(model))
+            runs = {name: partial(measure, model, prompt, run, 1) for name, run in made.items()}
+            readings = interleave(runs, rounds, warm_up_rounds(model), seed)
             times = {name: [reading.prefill_ms for reading in of] for name, of in readings.items()}
             sizes[visual] = size_of(visual, times[UNTOUCHED], times[ACCELERATED], seed)
         progress(done + 1, len(wanted))

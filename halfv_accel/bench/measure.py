@@ -5,6 +5,7 @@ Clocks are the engine's stopwatches: events on the GPU's own stream, which make 
 
 from __future__ import annotations
 
+import random
 import statistics
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -20,7 +21,7 @@ from halfv_accel.adapters import Family, family_of
 from halfv_accel.bench.prompts import Prompt
 from halfv_accel.bench.results import UNTOUCHED, Comparison, Flops, Reading, variant
 from halfv_accel.engine.report import Stopwatch
-from halfv_accel.engine.run import accelerate
+from halfv_accel.engine.run import Run, accelerate
 from halfv_accel.plan import Plan
 from halfv_accel.strategies import KeepNone, LastTokenAttention, RandomChoice
 
@@ -75,11 +76,15 @@ class Meter(StoppingCriteria):
             self._prefilled = True
 
 
-def measure(model: Any, prompt: Prompt, plan: Plan | None, new_tokens: int) -> Reading:
-    """Generate exactly so many tokens, greedily, and read all clocks afterwards."""
+def measure(model: Any, prompt: Prompt, run: Run | None, new_tokens: int) -> Reading:
+    """Generate exactly so many tokens, greedily, and read all clocks afterwards.
+
+    The run is made beforehand: making one computes a little, and nothing should come before some variants only.
+    """
     family, cuda = family_of(model), model.device.type == "cuda"
     with ExitStack() as stack:
-        run = None if plan is None else stack.enter_context(accelerate(model, plan))
+        if run is not None:
+            stack.enter_context(run)
         meter = Meter(family, stack)
         if cuda:
             stack.enter_context(torch.cuda.device(model.device))  # whose stream the clocks are to stand in
@@ -114,6 +119,11 @@ def measure(model: Any, prompt: Prompt, plan: Plan | None, new_tokens: int) -> R
     )
 
 
+def prepared(model: Any, plan: Plan | None) -> Run | None:
+    """A run that can be installed again and again, or None for the untouched model."""
+    return None if plan is None else accelerate(model, plan)
+
+
 def cache_bytes(cache: Any) -> int:
     """Memory behind all tensors of a cache's layers; what two of them share counts once."""
     tensors = [value for layer in cache.layers for value in vars(layer).values() if isinstance(value, Tensor)]
@@ -128,11 +138,10 @@ def variants(plan: Plan) -> dict[str, Plan | None]:
     first choice made by attention, as FastV does, or at random (what choosing costs).
     """
     first, *rest = plan.stages
-    compared: dict[str, Plan | None] = {
-        UNTOUCHED: None,
-        ACCELERATED: plan,
-        "keep all": replace(plan, stages=tuple(replace(stage, **_everything(stage)) for stage in plan.stages)),
-    }
+    compared: dict[str, Plan | None] = {UNTOUCHED: None, ACCELERATED: plan}
+    if all(stage.retention == 1 for stage in plan.stages):
+        return compared  # keeping everything, there is nothing to choose
+    compared["keep all"] = replace(plan, stages=tuple(replace(stage, **_everything(stage)) for stage in plan.stages))
     if not isinstance(first.strategy, KeepNone):
         for name, strategy in (("FastV-style", LastTokenAttention()), ("random", RandomChoice())):
             other = replace(plan, stages=(replace(first, strategy=strategy), *rest))
@@ -150,12 +159,18 @@ def interleave(
     runs: Mapping[str, Callable[[], Result]],
     rounds: int,
     warm_up: int = 1,
+    seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, list[Result]]:
-    """Run each in turn, round after round, every other round in reverse; what the warm-up rounds return is forgotten.
+    """Run each once a round, in an order that is drawn anew each time; what the warm-up rounds return is forgotten.
+
+    What ran before leaves its mark on caches and on the heap. In a fixed order, also one that is turned round, it would
+    always be the same.
 
     Parameters
     ----------
+    seed : int
+        Of the orders.
     progress : callable
         Called with the rounds that are done, and with all of them.
 
@@ -165,8 +180,9 @@ def interleave(
         By name, one result a round.
     """
     results: dict[str, list[Result]] = {name: [] for name in runs}
+    draw = random.Random(seed)
     for turn in range(warm_up + rounds):
-        for name in reversed(list(runs)) if turn % 2 else runs:
+        for name in draw.sample(list(runs), len(runs)):
             result = runs[name]()
             if turn >= warm_up:
                 results[name].append(result)
@@ -197,11 +213,12 @@ def compare(
     rounds : int
         How often each variant runs, beside the warm-up.
     seed : int
-        Of the bootstrap.
+        Of the orders and of the bootstrap.
     """
     compared = variants(plan)
     flops = {name: Flops.of(model.config, prompt.visual, prompt.text, staged) for name, staged in compared.items()}
-    runs = {name: partial(measure, model, prompt, staged, new_tokens) for name, staged in compared.items()}
-    readings = interleave(runs, rounds, warm_up_rounds(model), progress)
+    made = {name: prepared(model, staged) for name, staged in compared.items()}
+    runs = {name: partial(measure, model, prompt, run, new_tokens) for name, run in made.items()}
+    readings = interleave(runs, rounds, warm_up_rounds(model), seed, progress)
     found = [variant(name, staged, flops, readings, seed) for name, staged in compared.items()]
     return Comparison(prompt.visual, prompt.text, new_tokens, rounds, found)

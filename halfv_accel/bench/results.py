@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -235,13 +236,21 @@ def provenance(model: Any, /, **settings: Any) -> dict[str, Any]:
         },
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": str(model.device),
-        "machine": torch.cuda.get_device_name(model.device) if cuda else platform.processor() or platform.machine(),
+        "machine": torch.cuda.get_device_name(model.device) if cuda else cpu_name(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": model.config.get_text_config()._attn_implementation,
         "threads": torch.get_num_threads(),
         "architecture": type(model).__name__,
         **settings,
     }
+
+
+def cpu_name() -> str:
+    """The processor's model, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _quantiles(values: torch.Tensor, shares: Sequence[float]) -> list[float]:

@@ -224,12 +224,11 @@ class Prefill:
         if before is None:  # this layer's hooks ran without those of the layer before
             raise HalfVError(f"layer {stage.layer - 1} was skipped: call the whole model, not single layers")
         if isinstance(stage.strategy, KeepNone):  # nothing to choose
-            spared = torch.tensor([left > 0 for left in budget], device=candidates.device)
-            return candidates & spared[:, None]
+            return candidates & on_device([left > 0 for left in budget], candidates.device)[:, None]
         visual = Rows.packed_left(candidates, self.counts)
         scorer = self.family.layers[stage.layer - 1]
         view = LayerView(self.family, scorer, before, here, visual, self.last, self.fidelity)
-        wanted = torch.tensor(budget, device=candidates.device)
+        wanted = on_device(budget, candidates.device)
         with torch.no_grad():  # a choice has no gradient
             chosen = stage.strategy.select(view, wanted)
         fits = chosen.dtype == torch.bool and chosen.shape == visual.index.shape
@@ -289,6 +288,12 @@ class Prefill:
             self.visual, self.last = self.visual.to(device), self.last.to(device)
         if self.layout is not None and self.layout.queries.index.device != device:
             self.layout = self.layout.to(device)
+
+
+def on_device(values: list[Any], device: torch.device) -> Tensor:
+    """Numbers of the host as a tensor, without waiting for what the device has to do before."""
+    tensor = torch.tensor(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def last_position(real: Tensor) -> Tensor:

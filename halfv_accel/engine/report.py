@@ -16,7 +16,7 @@ class Stopwatch:
     """Milliseconds between two points, without waiting for the GPU until someone asks."""
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
+        self._device, self._cuda = device, device.type == "cuda"
         self._ms: float | None = None
         self._start: Any = self._now()
         self._stop: Any = self._start
@@ -39,7 +39,8 @@ class Stopwatch:
         if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        with torch.cuda.device(self._device):
+            event.record()
         return event
 
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import shutil
+import warnings
 from functools import cache
 from importlib.util import find_spec
+
+import torch
 
 
 @cache
 def triton_works() -> bool:
-    """Whether Triton is installed and finds the C compiler with which it builds its launchers."""
-    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    return bool(compiler) and find_spec("triton") is not None
+    """Whether a kernel of one token runs: Triton needs a C compiler, headers, a folder to write to, a recent GPU."""
+    if find_spec("triton") is None or not torch.cuda.is_available():
+        return False
+    try:
+        from halfv_accel.kernels.farthest_points import farthest_points
+
+        one = torch.ones(1, 1, dtype=torch.bool, device="cuda")
+        farthest_points(one[..., None].float(), one, one, one[0].long())
+    except Exception as error:  # whatever a machine lacks
+        reason = " ".join(str(error).split())[:200]
+        warnings.warn(f"Triton does not run here ({reason}): tokens are chosen by the slower torch path", stacklevel=2)
+        return False
+    return True

@@ -5,7 +5,7 @@ import random
 import statistics
 from contextlib import ExitStack
 from dataclasses import replace
-from itertools import count, pairwise
+from itertools import count, pairwise, permutations
 
 import numpy as np
 import pytest
@@ -92,7 +92,7 @@ def test_what_halfv_does_before_the_decoder_is_part_of_the_prefill(llava, ticks,
     begin = Run._begin
     monkeypatch.setattr(Run, "_begin", lambda run, *rest: (next(ticks), begin(run, *rest))[1])
     prompt = build_prompt(llava, 25, 8)
-    assert measuring.measure(llava, prompt, PLAN, 2).prefill_ms == 2
+    assert measuring.measure(llava, prompt, accelerate(llava, PLAN), 2).prefill_ms == 2
     assert measuring.measure(llava, prompt, None, 2).prefill_ms == 1
 
 
@@ -123,7 +123,7 @@ def test_a_run_generates_what_it_was_asked_for_and_leaves_no_hook(name, plan, mo
 
     before = len(hooks(model))
     monkeypatch.setattr(type(model), "generate", watched)
-    found = measuring.measure(model, prompt, plan, 5)
+    found = measuring.measure(model, prompt, measuring.prepared(model, plan), 5)
     assert produced[0].sequences.shape == (2, prompt.inputs["input_ids"].shape[1] + 5)
     assert found.peak_mib is None  # no GPU, no such number
     assert (found.selection_ms > 0) == (plan is not None)
@@ -148,7 +148,7 @@ def test_hooks_are_gone_after_an_exception(llava, part):
     prompt = build_prompt(llava, 25, 8)
     handle = getattr(llava.model, part).register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="burnt out"):
-        measuring.measure(llava, prompt, PLAN, 2)
+        measuring.measure(llava, prompt, accelerate(llava, PLAN), 2)
     handle.remove()
     assert len(hooks(llava)) == before
     assert "generate" not in vars(llava)
@@ -173,7 +173,7 @@ def test_cache_bytes_equal_a_slow_count(llava, text):
             if stage.layer <= layer and stage.then == "drop":
                 kept = int(50 * stage.retention)
         values += 2 * 4 * 8 * (8 + kept + new - 1)  # keys and values, heads, width of a head; the last token has none
-    assert measuring.measure(llava, prompt, plan, new).cache_bytes == 4 * values  # float32
+    assert measuring.measure(llava, prompt, measuring.prepared(llava, plan), new).cache_bytes == 4 * values  # float32
 
 
 def test_shared_memory_counts_once():
@@ -192,23 +192,33 @@ def test_shared_memory_counts_once():
 
 
 @given(st.integers(1, 4), st.integers(0, 5), st.integers(0, 3))
-def test_runs_take_turns_and_every_other_round_is_reversed(variety, rounds, warm_up):
+def test_each_runs_once_a_round_and_the_warm_up_is_forgotten(variety, rounds, warm_up):
     calls = []
     runs = {name: lambda name=name: calls.append(name) or len(calls) for name in range(variety)}
     told = []
-    results = interleave(runs, rounds, warm_up, lambda *step: told.append(step))
-    forth = list(range(variety))
-    assert calls == [name for turn in range(warm_up + rounds) for name in (forth, forth[::-1])[turn % 2]]
+    results = interleave(runs, rounds, warm_up, progress=lambda *step: told.append(step))
+    turns = [calls[start : start + variety] for start in range(0, len(calls), variety)]
+    assert [sorted(turn) for turn in turns] == [list(range(variety))] * (warm_up + rounds)
     for name, kept in results.items():
         assert kept == [1 + place for place, call in enumerate(calls) if call == name][warm_up:]
     assert told == [(turn + 1, warm_up + rounds) for turn in range(warm_up + rounds)]
 
 
+def test_the_order_is_drawn_by_the_seed_and_any_may_follow_any():
+    def order(seed):
+        calls = []
+        interleave({name: lambda name=name: calls.append(name) for name in range(4)}, 40, seed=seed)
+        return calls
+
+    assert order(1) == order(1) != order(2)
+    assert {(a, b) for a, b in pairwise(order(1)) if a != b} == set(permutations(range(4), 2))
+
+
 def test_a_comparison_follows_from_its_readings(llava, monkeypatch):
     draw, calls, given_times = random.Random(0), [], {name: [] for name in NAMES}
 
-    def fake(model, prompt, plan, new_tokens):
-        name = next(name for name, own in variants(PLAN).items() if own == plan)
+    def fake(model, prompt, run, new_tokens):
+        name = next(name for name, own in variants(PLAN).items() if own == (run and run.plan))
         calls.append(name)
         given_times[name].append(reading(*(draw.uniform(1, 9) for _ in range(3)), selection_ms=draw.random()))
         return given_times[name][-1]
@@ -216,7 +226,7 @@ def test_a_comparison_follows_from_its_readings(llava, monkeypatch):
     monkeypatch.setattr(measuring, "measure", fake)
     prompt = build_prompt(llava, 50, 9, batch=3, ragged=True)
     found = compare(llava, PLAN, prompt, new_tokens=4, rounds=7)
-    assert calls == [name for turn in range(8) for name in (NAMES, NAMES[::-1])[turn % 2]]
+    assert [sorted(calls[start : start + 5]) for start in range(0, 40, 5)] == [sorted(NAMES)] * 8
     assert (found.visual_tokens, found.text_tokens, found.rounds) == (prompt.visual, prompt.text, 7)
     kept = {name: times[1:] for name, times in given_times.items()}  # the first round warms up
     untouched, *others = found.variants
@@ -266,6 +276,10 @@ def test_a_run_that_takes_time_as_it_takes_operations_is_efficient():
     readings = {UNTOUCHED: [reading(80.0)] * 6, "half": [reading(40.0)] * 6}
     efficient = variant("half", PLAN, flops, readings).efficiency
     assert efficient == Ratio(1.0, 1.0, 1.0, True)
+
+
+def test_a_plan_that_keeps_everything_is_compared_with_nothing_else():
+    assert list(variants(parse_plan("ivr:1:1,sparse:3:1"))) == NAMES[:2]
 
 
 def test_variants_change_what_they_name_and_nothing_else():
@@ -367,7 +381,7 @@ def test_break_even_on_made_up_times(monkeypatch, cost, expected):
     model, asked = MINIATURES["qwen2.5-vl"].model(), []
 
     def fake(model, prompt, plan, new_tokens):
-        asked.append((prompt.visual, plan, new_tokens))
+        asked.append((prompt.visual, plan and plan.plan, new_tokens))
         return reading(float(prompt.visual[0]) if plan is None else cost + prompt.visual[0] / 2)
 
     monkeypatch.setattr("halfv_accel.bench.break_even.measure", fake)
@@ -381,11 +395,19 @@ def test_break_even_on_made_up_times(monkeypatch, cost, expected):
 
 
 def test_sizes_that_a_model_cannot_have_are_measured_once(monkeypatch):
-    model, calls = assemble(middling(64, 2, 8)), []  # pictures of 64 tokens
+    model, calls = assemble(middling(64, 5, 8)), []  # pictures of 64 tokens
     monkeypatch.setattr("halfv_accel.bench.break_even.measure", lambda *_: calls.append(1) or reading())
     found = find_break_even(model, PLAN, 100, rounds=1)
     assert [size.visual_tokens for size in found.sizes] == [64, 128]
     assert len(calls) == 2 * 2 * 2  # two sizes, two variants, a warm-up and a round
+
+
+def test_a_break_even_that_could_be_chance_is_not_certain():
+    sizes = [size_of(100, [1.0] * 6, [2.0] * 6), size_of(200, [2.0] * 6, [1.0] * 6)]
+    assert BreakEven.of(sizes).visual_tokens == 200 and BreakEven.of(sizes).certain  # the size below has no say
+    shaky = size_of(300, [1.2, 1.1, 1.1, 0.5, 0.4, 1.3], [1.0] * 6)
+    assert BreakEven.of([*sizes, shaky]).visual_tokens == 200 and not BreakEven.of([*sizes, shaky]).certain
+    assert not BreakEven.of(sizes[:1]).certain
 
 
 @given(st.integers(1, 5000))

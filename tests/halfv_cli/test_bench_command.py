@@ -131,6 +131,7 @@ def test_break_even_with_random_weights_tries_small_prompts(halfv, tmp_path, min
         (["--plan", PLAN, "--batch", "1,2", "--break-even"], "one batch size"),
         (["--plan", PLAN, "--break-even", "--chart", "a.png"], "--chart"),
         (["--plan", PLAN, "--break-even", "--write-profile"], "--write-profile"),
+        (["--plan", PLAN, "--break-even", "--ragged"], "leave --ragged out"),
         (["--plan", PLAN, "--repeats", "0"], "repeats"),
         (["--plan", PLAN, "--visual-tokens", "-5"], "visual-tokens"),
         (["--plan", PLAN, "--new-tokens", "1"], "new-tokens"),
