@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 from halfv_accel.adapters import Family, family_of
 from halfv_accel.adapters.base import Rotary
 from halfv_accel.engine.masks import as_bool
+from halfv_accel.engine.prefill import ends_in_visual
 from halfv_accel.engine.refusals import check_evaluating, check_prompt
 from halfv_accel.errors import HalfVError
 from halfv_probe.tokens import tokens_of
@@ -67,7 +68,7 @@ def attention_balance(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Atte
     """
     family = family_of(model)
     tokens = tokens_of(family, inputs)
-    check_prompt(tokens.visual.gather(1, tokens.last[:, None])[:, 0].tolist())
+    check_prompt(ends_in_visual(tokens.visual, tokens.last).tolist())
     asked = tokens.text_behind
     with watch_shares(family, asked, [tokens.visual, tokens.text]) as shares:
         model(**inputs, use_cache=False, logits_to_keep=1)

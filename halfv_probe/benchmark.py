@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedModel
 
 from halfv_accel.adapters import family_of
+from halfv_accel.bench.measure import interleave
 from halfv_accel.bench.presets import PATCH, assemble, middling
+from halfv_accel.bench.results import cpu_name
 from halfv_probe.calibration import versions
 from halfv_probe.capture import watch_boundaries
 from halfv_probe.lifecycle import HEAD, boundary_spectra
@@ -49,18 +51,22 @@ def build_inputs(model: LlavaForConditionalGeneration, pictures: int = 3, text: 
     return {name: tensor.to(model.device) for name, tensor in inputs.items()}
 
 
-def take_turns(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every run of each kind: one warm-up each, then ``repeats`` rounds in which each comes once."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(repeats + 1):
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if turn:
-                seconds[name].append(time.perf_counter() - begin)
-    return seconds
+def take_turns(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Any]:
+    """One warm-up each, then ``repeats`` rounds in which each runs once: all ``seconds``, ``median`` and ``spread``."""
+
+    def timed(run: Callable[[], Any]) -> float:
+        begin = time.perf_counter()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter() - begin
+
+    seconds = interleave({name: partial(timed, run) for name, run in runs.items()}, repeats)
+    return {
+        "seconds": seconds,
+        "median": {name: statistics.median(times) for name, times in seconds.items()},
+        "spread": {name: max(times) - min(times) for name, times in seconds.items()},
+    }
 
 
 def spectra_cost(model: PreTrainedModel, inputs: Mapping[str, Any], repeats: int = 5) -> dict[str, Any]:
@@ -82,7 +88,7 @@ def spectra_cost(model: PreTrainedModel, inputs: Mapping[str, Any], repeats: int
         of measuring; ``faster``, the cost of the second in units of the first; and ``error``, the largest relative
         difference between the eigenvalues that they find.
     """
-    seconds = take_turns(
+    found = take_turns(
         {
             "plain": lambda: plain(model, inputs),
             "spectra": lambda: boundary_spectra(model, inputs),
@@ -90,12 +96,10 @@ def spectra_cost(model: PreTrainedModel, inputs: Mapping[str, Any], repeats: int
         },
         repeats,
     )
-    median = {name: statistics.median(times) for name, times in seconds.items()}
+    median = found["median"]
     extra = {name: median[name] / median["plain"] - 1 for name in ("spectra", "eigvalsh")}
     return {
-        "seconds": seconds,
-        "median": median,
-        "spread": {name: max(times) - min(times) for name, times in seconds.items()},
+        **found,
         "extra": extra,
         "faster": extra["eigvalsh"] / extra["spectra"],
         "error": _error(model, inputs),
@@ -114,7 +118,7 @@ def redundancy_cost(model: PreTrainedModel, inputs: Mapping[str, Any], repeats: 
         every layer and every suffix); ``forwards`` of each, in plain forwards for each layer of the model. Done one
         layer at a time from the start, ``layers`` would cost (L + 1) / L, and ``both`` (2 L + 1) / L.
     """
-    seconds = take_turns(
+    found = take_turns(
         {
             "plain": lambda: plain(model, inputs),
             "layers": lambda: layer_redundancy(model, inputs),
@@ -122,12 +126,9 @@ def redundancy_cost(model: PreTrainedModel, inputs: Mapping[str, Any], repeats: 
         },
         repeats,
     )
-    median = {name: statistics.median(times) for name, times in seconds.items()}
-    layers = len(family_of(model).layers)
+    median, layers = found["median"], len(family_of(model).layers)
     return {
-        "seconds": seconds,
-        "median": median,
-        "spread": {name: max(times) - min(times) for name, times in seconds.items()},
+        **found,
         "forwards": {name: median[name] / median["plain"] / layers for name in ("layers", "both")},
     }
 
@@ -214,7 +215,7 @@ def provenance(model: LlavaForConditionalGeneration, inputs: Mapping[str, Tensor
     return {
         "command": "python -m halfv_probe.benchmark",
         "versions": versions(),
-        "machine": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+        "machine": torch.cuda.get_device_name() if cuda else cpu_name(),
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),

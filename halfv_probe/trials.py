@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from halfv_accel import HalfVError
-from halfv_accel.engine.prefill import Prefill
+from halfv_accel.engine.prefill import Prefill, ends_in_visual
 from halfv_accel.engine.refusals import check_prompt
 from halfv_accel.engine.view import LayerInput
 from halfv_accel.plan import Plan, Stage
@@ -66,7 +66,7 @@ def run_trials(
         raise HalfVError("plans of both fidelities cannot share their layers: run them one after the other")
     extended, wanted, last = with_replies(inputs, replies)
     replay = Replay(model, extended, fidelity, wanted, last)
-    check_prompt(replay.prefill.visual.gather(1, last[:, None])[:, 0].tolist())
+    check_prompt(ends_in_visual(replay.prefill.visual, last).tolist())
     for plan in plans:
         plan.check_depth(replay.depth)
     walk = _Walk(replay, len(plans))

@@ -104,6 +104,4 @@ def find_break_even(
 def size_of(visual: int, untouched: list[float], accelerated: list[float], seed: int = 0) -> Size:
     """Summarise the prefill times of one size, in ms, round by round."""
     ratios = [was / now for was, now in zip(untouched, accelerated, strict=True)]
-    was, now = Quantity.of(untouched), Quantity.of(accelerated)
-    assert was is not None and now is not None
-    return Size(visual, was, now, Ratio.of(ratios, seed))
+    return Size(visual, Quantity.of_all(untouched), Quantity.of_all(accelerated), Ratio.of(ratios, seed))

@@ -22,6 +22,7 @@ from halfv_accel.bench.prompts import Prompt
 from halfv_accel.bench.results import UNTOUCHED, Comparison, Flops, Reading, variant
 from halfv_accel.engine.report import Stopwatch
 from halfv_accel.engine.run import Run, accelerate
+from halfv_accel.errors import HalfVError
 from halfv_accel.plan import Plan
 from halfv_accel.strategies import KeepNone, LastTokenAttention, RandomChoice
 
@@ -105,7 +106,11 @@ def measure(model: Any, prompt: Prompt, run: Run | None, new_tokens: int) -> Rea
         if cuda:
             torch.cuda.synchronize(model.device)
     first, *others = (clock.milliseconds for clock in meter.tokens[:-1])
-    assert meter.prefill is not None and len(others) == new_tokens - 1
+    if meter.prefill is None or len(others) != new_tokens - 1:
+        raise HalfVError(
+            f"generate made {len(others) + 1} of {new_tokens} tokens: "
+            "remove what ends it early from the model's generation_config"
+        )
     report = None if run is None else run.last
     return Reading(
         vision_ms=sum(clock.milliseconds for clock in meter.vision),

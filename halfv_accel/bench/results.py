@@ -79,9 +79,11 @@ class Quantity:
     @classmethod
     def of(cls, values: Sequence[float | None]) -> Quantity | None:
         known = [value for value in values if value is not None]
-        if len(known) < len(values):
-            return None
-        low, median, high = _quantiles(torch.tensor(known, dtype=torch.float64), (0.25, 0.5, 0.75))
+        return None if len(known) < len(values) else cls.of_all(known)
+
+    @classmethod
+    def of_all(cls, values: Sequence[float]) -> Quantity:
+        low, median, high = _quantiles(torch.tensor(values, dtype=torch.float64), (0.25, 0.5, 0.75))
         return cls(median, high - low)
 
 

@@ -113,7 +113,7 @@ class Prefill:
         self.cache: Cache | None = None
         self.active = self.alive = real
         self.last = last_position(real)
-        ends = visual.gather(1, self.last[:, None])[:, 0]
+        ends = ends_in_visual(visual, self.last)
         facts = torch.stack([self.visual.sum(1), real.sum(1), past.sum(1), ends.long()]).tolist()
         self.counts, tokens, earlier, self.ends_in_visual = facts
         self.text = [total - seen for total, seen in zip(tokens, self.counts, strict=True)]
@@ -294,6 +294,11 @@ def on_device(values: list[Any], device: torch.device) -> Tensor:
     """Numbers of the host as a tensor, without waiting for what the device has to do before."""
     tensor = torch.tensor(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def ends_in_visual(visual: Tensor, last: Tensor) -> Tensor:
+    """Is the token at a row's last position a visual one? [B] bool."""
+    return visual.gather(1, last[:, None])[:, 0]
 
 
 def last_position(real: Tensor) -> Tensor:
