@@ -169,7 +169,7 @@ def _error(model: PreTrainedModel, inputs: Mapping[str, Any]) -> float:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m halfv_probe.benchmark", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each kind")
+    parser.add_argument("--repeats", type=int, default=7, help="timed runs of each kind")
     parser.add_argument("--threads", type=int, default=2, help="cores to use")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")

@@ -68,12 +68,13 @@ def proven_eigenvalues(gram: Tensor, k: int, start: Tensor | None = None) -> Ten
     """
     if start is None:
         start = torch.randn(block_width(k), len(gram), generator=torch.Generator().manual_seed(0), dtype=gram.dtype)
-    space = KrylovSpace(gram, start.to(gram), min((BLOCKS + MORE_BLOCKS) * len(start), len(gram)))
+    work = torch.empty_like(gram)  # overwritten by both; asked for once, as memory of this size comes slowly
+    space = KrylovSpace(gram, start.to(gram), min((BLOCKS + MORE_BLOCKS) * len(start), len(gram)), work)
     blocks = BLOCKS
     while blocks <= BLOCKS + MORE_BLOCKS:
         space.grow(blocks * len(start))
         ritz = ritz_values(gram, space.best(k + max(16, k // 2)), k)
-        if ritz.error <= TOLERANCE and nothing_missed(gram, ritz):
+        if ritz.error <= TOLERANCE and nothing_missed(gram, ritz, work):
             return ritz.values[:k].clamp(min=0)
         blocks += max(1, math.ceil(math.log10(max(ritz.error, TOLERANCE) / TOLERANCE)))
     return None
@@ -90,15 +91,15 @@ class KrylovSpace:
     thousands of times larger than the k-th, which would drown in their rounding. Everything after is float32.
     """
 
-    def __init__(self, gram: Tensor, start: Tensor, capacity: int) -> None:
-        self.first = orthonormal(start @ gram)
-        images = self.first @ gram
+    def __init__(self, gram: Tensor, start: Tensor, capacity: int, work: Tensor) -> None:
+        self.first = orthonormal((gram @ start.T).T)
+        images = (gram @ self.first.T).T  # the matrix is symmetric, and this order the faster one
         self.seen = images @ self.first.T
         self.residual = images - self.seen @ self.first
         half = images - self.seen @ self.first / 2
         # P G P with the projection P on the complement of the first block
         columns = torch.cat([self.first, half]).T.contiguous()
-        self.rest = torch.addmm(gram, columns, torch.cat([half, self.first]), alpha=-1).float()
+        self.rest = torch.addmm(gram, columns, torch.cat([half, self.first]), alpha=-1, out=work).float()
         self.rows = torch.empty(capacity, len(gram), dtype=torch.float32, device=gram.device)
         self.images = torch.empty_like(self.rows)  # of all rows but the first block's
         self.size = len(start)
@@ -111,7 +112,7 @@ class KrylovSpace:
             block = self.newest[: len(self.rows) - self.size]
             added = slice(self.size, self.size + len(block))
             self.rows[added] = block
-            self.images[added] = torch.mm(block, self.rest)
+            self.images[added] = torch.mm(self.rest, block.T).T
             self.size = added.stop
             self.newest = self._complement(self.images[added])
 
@@ -156,7 +157,7 @@ def orthonormal(rows: Tensor) -> Tensor:
 
 
 def ritz_values(gram: Tensor, basis: Tensor, k: int) -> Ritz:
-    images = basis @ gram
+    images = (gram @ basis.T).T
     seen = images @ basis.T
     seen = (seen + seen.T) / 2
     values = torch.linalg.eigvalsh(seen).flip(0)
@@ -177,7 +178,7 @@ def rounding(gram: Tensor, largest: float) -> float:
     return len(gram) * EPSILON * largest
 
 
-def nothing_missed(gram: Tensor, ritz: Ritz) -> bool:
+def nothing_missed(gram: Tensor, ritz: Ritz, work: Tensor) -> bool:
     """Is every eigenvalue on the complement of the basis below tau? Proven by a Cholesky factorisation.
 
     One that succeeds in a precision with unit roundoff u proves positive the matrix plus (n + 1) u times its trace
@@ -187,13 +188,13 @@ def nothing_missed(gram: Tensor, ritz: Ritz) -> bool:
     if float(ritz.values[0]) <= 0:
         return not gram.any()
     columns = ritz.basis.T.contiguous()
-    shifted = torch.addmm(gram, columns @ ritz.seen, columns.T, beta=-1)
+    shifted = torch.addmm(gram, columns @ ritz.seen, columns.T, beta=-1, out=work)
     shifted.diagonal().add_(ritz.tau - rounding(gram, float(ritz.values[0])))
     trace = float(shifted.trace())
     for dtype in (torch.float32, torch.float64):
         slack = (len(gram) + 4) * torch.finfo(dtype).eps / 2 * trace
         if slack < 2 * ritz.gap:
-            lowered = shifted.to(dtype, copy=True)
+            lowered = shifted.to(dtype)  # a copy, or in float64 itself, which is not used again
             lowered.diagonal().sub_(slack)
             if int(torch.linalg.cholesky_ex(lowered)[1]) == 0:
                 return True

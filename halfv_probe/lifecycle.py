@@ -21,6 +21,7 @@ from halfv_accel import HalfVError
 from halfv_accel.adapters import Family, family_of
 from halfv_accel.plan import Fidelity
 from halfv_probe.capture import watch_boundaries
+from halfv_probe.cores import share_cores
 from halfv_probe.elbow import find_elbow
 from halfv_probe.entropy import full_entropy_bounds, participation_ratio, tail_mass, truncated_entropy
 from halfv_probe.geometry import curvature_energy, mean_turning
@@ -165,13 +166,13 @@ class _Row:
     def see(self, states: Tensor) -> None:
         rows = self.family.normed(states) if self.reference else states
         visual, text = (checked(rows[mask.to(rows.device)]) for mask in (self.visual, self.text))
-        for group, gram in zip(GROUPS, group_grams(visual, text, self.reference), strict=True):
-            head = eigenvalues(gram, HEAD).cpu()
+        self.bends.append((curvature_energy(visual), mean_turning(visual)) if len(visual) > 2 else (0.0, 0.0))
+        grams = dict(zip(GROUPS, group_grams(visual, text, self.reference), strict=True))
+        for group, head in leading_of_each(grams).items():
             self.values[group].append(torch.nn.functional.pad(head, (0, HEAD - len(head))))
-            self.trace[group].append(gram.trace().item())
+            self.trace[group].append(grams[group].trace().item())
         counts = (len(visual), len(text), len(visual) + len(text))
         self.rank = {group: min(count, states.shape[1]) for group, count in zip(GROUPS, counts, strict=True)}
-        self.bends.append((curvature_energy(visual), mean_turning(visual)) if len(visual) > 2 else (0.0, 0.0))
 
     def done(self) -> SampleSpectra:
         curvature, turning = np.array(self.bends).T
@@ -182,6 +183,19 @@ class _Row:
             curvature=curvature,
             turning=turning,
         )
+
+
+def leading_of_each(grams: Mapping[Group, Tensor]) -> dict[Group, Tensor]:
+    """The ``HEAD`` largest eigenvalues of each matrix, on the CPU; large matrices first, so that none ends up alone."""
+    groups = sorted(grams, key=lambda group: len(grams[group]), reverse=True)
+    matrices = [grams[group] for group in groups]
+    on_cpu = matrices[0].device.type == "cpu"
+    heads = share_cores(leading, matrices) if on_cpu else [leading(matrix) for matrix in matrices]
+    return dict(zip(groups, heads, strict=True))
+
+
+def leading(gram: Tensor) -> Tensor:
+    return eigenvalues(gram, HEAD).cpu()
 
 
 def lifecycle_of(

@@ -18,6 +18,8 @@ from torch import Tensor
 from halfv_accel.errors import HalfVError
 from halfv_probe.eigensolver import all_eigenvalues, leading_eigenvalues
 
+PANEL = 128  # rows of a Gram matrix that are computed at once on the CPU
+
 
 def spectrum(states: ArrayLike | Tensor, center: bool = False, k: int | None = None) -> Tensor:
     """Eigenvalues of the Gram matrix of a set of hidden states, descending.
@@ -86,8 +88,17 @@ def group_grams(visual: Tensor, text: Tensor, center: bool = False) -> tuple[Ten
 
 def gram_matrix(matrix: Tensor) -> Tensor:
     """Z^T Z or Z Z^T of float64 matrices [..., N, D], whichever is smaller: [..., min(N, D), min(N, D)]."""
-    tall = matrix if matrix.shape[-2] >= matrix.shape[-1] else matrix.mT
-    return tall.mT @ tall
+    wide = matrix if matrix.shape[-2] < matrix.shape[-1] else matrix.mT
+    if wide.is_cuda:
+        return wide @ wide.mT
+    wide = wide.contiguous()  # both factors are read along what is summed, and only one triangle is computed
+    gram = wide.new_empty(*wide.shape[:-1], wide.shape[-2])
+    for start in range(0, wide.shape[-2], PANEL):
+        end = start + PANEL
+        panel = wide[..., start:end, :] @ wide[..., start:, :].mT
+        gram[..., start:end, start:] = panel
+        gram[..., end:, start:end] = panel[..., PANEL:].mT
+    return gram
 
 
 def eigenvalues(gram: Tensor, k: int | None = None) -> Tensor:

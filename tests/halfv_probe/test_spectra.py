@@ -7,7 +7,7 @@ from hypothesis.extra.numpy import arrays
 
 from halfv_probe.elbow import find_elbow
 from halfv_probe.entropy import truncated_entropy
-from halfv_probe.spectra import eigenvalues, group_grams, spectrum
+from halfv_probe.spectra import PANEL, eigenvalues, gram_matrix, group_grams, spectrum
 
 matrices = arrays(
     np.float64,
@@ -70,6 +70,18 @@ def test_grams_of_groups_have_the_spectra_of_their_tokens(visual, text, width, c
         found = eigenvalues(gram, k).numpy()
         np.testing.assert_allclose(found, expected[: len(found)], atol=1e-9)
         assert np.all(expected[len(found) :] <= 1e-9)
+
+
+@pytest.mark.parametrize("width", [1, PANEL - 1, PANEL, PANEL + 1, 3 * PANEL, 3 * PANEL + 7])
+@pytest.mark.parametrize("batch", [(), (2, 3)])
+@pytest.mark.parametrize("tall", [False, True])
+def test_a_gram_matrix_in_panels_is_the_product_and_symmetric(width, batch, tall):
+    states = torch.randn(
+        *batch, width, 400 + width, dtype=torch.float64, generator=torch.Generator().manual_seed(width)
+    )
+    found = gram_matrix(states.mT if tall else states)
+    torch.testing.assert_close(found, states @ states.mT, rtol=1e-12, atol=1e-10)
+    torch.testing.assert_close(found, found.mT, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("bad", [np.zeros((0, 3)), np.zeros(3), np.array([[np.nan, 1.0]]), np.array([[np.inf]])])
