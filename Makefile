@@ -61,7 +61,7 @@ sweep: setup  ## run every plan on held-out scenes, and compare with what calibr
 	OMP_NUM_THREADS=1 $(BIN)/python -m tiny_vlm.sweep tiny-llava --out reports/sweep/tiny-llava & llava=$$!; \
 	wait $$qwen && wait $$llava
 
-probe-cost: setup  ## what measuring costs beside a plain forward (a random-weight model, some minutes)
+probe-cost: setup  ## what measuring costs beside a plain forward (a random-weight model, ten minutes)
 	mkdir -p reports/probe
 	$(BIN)/python -m halfv_probe.benchmark --out reports/probe/cost.json
 

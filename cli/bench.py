@@ -255,22 +255,28 @@ def _save(document: dict[str, Any], out: Path) -> None:
 
 
 def _print_comparison(comparison: Comparison, name: str) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     title = f"{name}: {comparison.headline}, {comparison.new_tokens} new"
-    caption = f"median (interquartile range) of {comparison.rounds} interleaved rounds; ratios with 95 % intervals"
+    caption = f"median (interquartile range) of {comparison.rounds} interleaved rounds; {_legend(comparison.rounds)}"
     variants = comparison.variants
-    table = Table("", *(variant.name for variant in variants), title=Text(title), caption=caption)
+    names = [variant.name for variant in variants]
+    table = Table(
+        "", *names, title=Text(title), caption=caption, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
     for label, quantity, unit in ROWS:
-        table.add_row(label, *(_quantity(variant.quantities[quantity], unit) for variant in variants))
+        found = [variant.quantities[quantity] for variant in variants]
+        if any(found):  # the CPU has no peak memory
+            table.add_row(label, *(_quantity(each, unit) for each in found))
     for kind in ("exact", "paper", "selection"):
         table.add_row(f"{kind} TFLOPs", *(f"{getattr(variant.flops, kind) / 1e12:.4g}" for variant in variants))
     for label, ratio in (("prefill", "prefill_speedup"), ("TTFT", "ttft_speedup"), ("decode", "decode_speedup")):
         ratios = [getattr(variant, ratio) for variant in variants]
-        table.add_row(f"{label} speedup", *(_ratio(found, comparison.rounds, "x") for found in ratios))
-    table.add_row("EFFICIENCY", *(_ratio(variant.efficiency, comparison.rounds) for variant in variants))
+        table.add_row(f"{label} speedup", *(_ratio(found, "x") for found in ratios))
+    table.add_row("EFFICIENCY", *(_ratio(variant.efficiency) for variant in variants))
     Console().print(table)
     doubts = [f"{variant.name} ({', '.join(variant.doubtful)})" for variant in variants if variant.doubtful]
     _warn(doubts, comparison.rounds)
@@ -281,6 +287,10 @@ def _warn(doubts: list[str], rounds: int) -> None:
     if doubts:
         help_ = "more --repeats or a quieter machine" if _doubt(rounds) == DOUBT else "--repeats 20"
         typer.echo(f"warning: {_doubt(rounds)}: {'; '.join(doubts)}; {help_} would help", err=True)
+
+
+def _legend(rounds: int) -> str:
+    return f"ratios with 95 % intervals, ?: {_doubt(rounds)}"
 
 
 def _doubt(rounds: int) -> str:
@@ -297,11 +307,11 @@ def _short(number: float) -> str:
     return f"{number:.0f}" if number >= 1000 else f"{number:.3g}"
 
 
-def _ratio(ratio: Ratio | None, rounds: int, unit: str = "") -> str:
+def _ratio(ratio: Ratio | None, unit: str = "") -> str:
     if ratio is None:
         return "-"
-    interval = f"{ratio.median:.2f}{unit} \\[{ratio.low:.2f}, {ratio.high:.2f}]"  # a bare bracket would be markup
-    return interval if ratio.conclusive else f"{interval}\n{_doubt(rounds)}"
+    doubt = "" if ratio.conclusive else " ?"
+    return f"{ratio.median:.2f}{unit}{doubt}\n{ratio.low:.2f}-{ratio.high:.2f}"
 
 
 def _print_break_even(found: BreakEven, model: str, rounds: int, out: Path) -> None:
@@ -309,10 +319,11 @@ def _print_break_even(found: BreakEven, model: str, rounds: int, out: Path) -> N
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("visual tokens", "untouched (ms)", "accelerated (ms)", "prefill speedup", title=Text(model))
+    columns = ("visual tokens", "untouched (ms)", "accelerated (ms)", "prefill speedup")
+    table = Table(*columns, title=Text(model), caption=_legend(rounds))
     for size in found.sizes:
         times = (_quantity(size.untouched_ms, 1), _quantity(size.accelerated_ms, 1))
-        table.add_row(str(size.visual_tokens), *times, _ratio(size.speedup, rounds, "x"))
+        table.add_row(str(size.visual_tokens), *times, _ratio(size.speedup, "x"))
     Console().print(table)
     if found.visual_tokens is None:
         most = found.sizes[-1].visual_tokens

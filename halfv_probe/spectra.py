@@ -37,8 +37,8 @@ def spectrum(states: ArrayLike | Tensor, center: bool = False, k: int | None = N
     Returns
     -------
     Tensor
-        float64 [..., min(N, D)] or [..., k], non-negative, in squared units of the states, on the states' device. With
-        k, equal to those of a full decomposition as closely as `leading_eigenvalues` says.
+        float64 [..., min(N, D)] or [..., k], non-negative, without gradients, in squared units of the states, on their
+        device. With k, equal to those of a full decomposition as closely as `leading_eigenvalues` says.
 
     Raises
     ------
@@ -52,8 +52,8 @@ def spectrum(states: ArrayLike | Tensor, center: bool = False, k: int | None = N
 
 
 def checked(states: ArrayLike | Tensor) -> Tensor:
-    """States as float64 matrices [..., N, D]; errors as `spectrum`."""
-    matrix = torch.as_tensor(states).to(torch.float64)
+    """States as float64 matrices [..., N, D], detached; errors as `spectrum`."""
+    matrix = torch.as_tensor(states).detach().to(torch.float64)
     if matrix.ndim < 2 or 0 in matrix.shape:
         raise HalfVError(f"hidden states must be a non-empty matrix [tokens, width], got shape {tuple(matrix.shape)}")
     if not matrix.sum().isfinite():  # one that is not makes the sum so

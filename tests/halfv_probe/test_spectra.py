@@ -84,6 +84,14 @@ def test_a_gram_matrix_in_panels_is_the_product_and_symmetric(width, batch, tall
     torch.testing.assert_close(found, found.mT, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("k", [None, 16])
+def test_states_that_take_gradients_are_measured_too(k):
+    states = torch.randn(400, 420, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = spectrum(states.clone().requires_grad_(), k=k)
+    assert not found.requires_grad
+    torch.testing.assert_close(found, spectrum(states, k=k), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("bad", [np.zeros((0, 3)), np.zeros(3), np.array([[np.nan, 1.0]]), np.array([[np.inf]])])
 def test_spectrum_refuses_what_has_none(bad):
     with pytest.raises(ValueError):
