@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,10 +51,19 @@ def leading_eigenvalues(gram: Tensor, k: int) -> Tensor:
     """
     if gram.shape[-1] < PARTIAL_FROM * BLOCKS * block_width(k):
         return all_eigenvalues(gram)[..., :k]
-    if gram.ndim > 2:
+    if gram.ndim > 2 and gram.device.type == "cpu":  # one after the other is as fast there, and takes less memory
         return torch.stack([leading_eigenvalues(each, k) for each in gram])
-    proven = proven_eigenvalues(gram, k)
-    return all_eigenvalues(gram)[:k] if proven is None else proven
+    if gram.ndim > 3:
+        return leading_eigenvalues(gram.flatten(0, -3), k).unflatten(0, gram.shape[:-2])
+    return side_by_side(gram, k)
+
+
+def side_by_side(gram: Tensor, k: int) -> Tensor:
+    """As `leading_eigenvalues`, of one matrix or of a batch [b, n, n] in one go."""
+    values, proven = proven_eigenvalues(gram, k)
+    if not proven.all():
+        values[~proven] = all_eigenvalues(gram[~proven])[..., :k]
+    return values
 
 
 def all_eigenvalues(gram: Tensor) -> Tensor:
@@ -61,23 +71,31 @@ def all_eigenvalues(gram: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(gram).flip(-1).clamp(min=0)  # rounding can leave tiny negatives
 
 
-def proven_eigenvalues(gram: Tensor, k: int, start: Tensor | None = None) -> Tensor | None:
-    """As `leading_eigenvalues` of one matrix, or None if a small space does not hold them, or cannot be proven to.
+def proven_eigenvalues(gram: Tensor, k: int, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """As `leading_eigenvalues` of one matrix or a batch [b, n, n], and of which they are proven [] or [b].
 
-    ``start`` [block width, n] begins the Krylov space; by default it is random, from a fixed seed.
+    They are not where a small space does not hold them, and the values there are not to be used. ``start`` [block
+    width, n] begins the Krylov space; by default it is random, from a fixed seed.
     """
+    size = gram.shape[-1]
     if start is None:
-        start = torch.randn(block_width(k), len(gram), generator=torch.Generator().manual_seed(0), dtype=gram.dtype)
+        start = torch.randn(block_width(k), size, generator=torch.Generator().manual_seed(0), dtype=gram.dtype)
     work = torch.empty_like(gram)  # overwritten by both; asked for once, as memory of this size comes slowly
-    space = KrylovSpace(gram, start.to(gram), min((BLOCKS + MORE_BLOCKS) * len(start), len(gram)), work)
+    space = KrylovSpace(gram, start.to(gram), min((BLOCKS + MORE_BLOCKS) * len(start), size), work)
+    values = gram.new_zeros(*gram.shape[:-2], k)
+    proven = torch.zeros(gram.shape[:-2], dtype=torch.bool, device=gram.device)
     blocks = BLOCKS
-    while blocks <= BLOCKS + MORE_BLOCKS:
+    while blocks <= BLOCKS + MORE_BLOCKS and not proven.all():
         space.grow(blocks * len(start))
         ritz = ritz_values(gram, space.best(k + max(16, k // 2)), k)
-        if ritz.error <= TOLERANCE and nothing_missed(gram, ritz, work):
-            return ritz.values[:k].clamp(min=0)
-        blocks += max(1, math.ceil(math.log10(max(ritz.error, TOLERANCE) / TOLERANCE)))
-    return None
+        good = ~proven & (ritz.error <= TOLERANCE)
+        if good.any():
+            good = good & nothing_missed(gram, ritz, work)
+            values = ritz.values[..., :k].clamp(min=0).where(good[..., None], values)
+            proven = proven | good
+        worst = float(ritz.error.where(~proven, 0).max())
+        blocks += max(1, math.ceil(math.log10(max(worst, TOLERANCE) / TOLERANCE))) if math.isfinite(worst) else BLOCKS
+    return values, proven
 
 
 def block_width(k: int) -> int:
@@ -92,110 +110,117 @@ class KrylovSpace:
     """
 
     def __init__(self, gram: Tensor, start: Tensor, capacity: int, work: Tensor) -> None:
-        self.first = orthonormal((gram @ start.T).T)
-        images = (gram @ self.first.T).T  # the matrix is symmetric, and this order the faster one
-        self.seen = images @ self.first.T
+        self.first = orthonormal((gram @ start.T).mT)
+        images = (gram @ self.first.mT).mT  # the matrix is symmetric, and this order the faster one
+        self.seen = images @ self.first.mT
         self.residual = images - self.seen @ self.first
         half = images - self.seen @ self.first / 2
         # P G P with the projection P on the complement of the first block
-        columns = torch.cat([self.first, half]).T.contiguous()
-        self.rest = torch.addmm(gram, columns, torch.cat([half, self.first]), alpha=-1, out=work).float()
-        self.rows = torch.empty(capacity, len(gram), dtype=torch.float32, device=gram.device)
+        columns = torch.cat([self.first, half], dim=-2).mT.contiguous()
+        self.rest = plus_product(gram, columns, torch.cat([half, self.first], dim=-2), alpha=-1, out=work).float()
+        self.rows = torch.empty(*gram.shape[:-2], capacity, gram.shape[-1], dtype=torch.float32, device=gram.device)
         self.images = torch.empty_like(self.rows)  # of all rows but the first block's
         self.size = len(start)
-        self.rows[: self.size] = self.first
+        self.rows[..., : self.size, :] = self.first
         self.newest = self._complement(self.residual.float())
 
     def grow(self, size: int) -> None:
         """Add blocks until there are ``size`` rows, or as many as there is room for."""
-        while self.size < min(size, len(self.rows)):
-            block = self.newest[: len(self.rows) - self.size]
-            added = slice(self.size, self.size + len(block))
-            self.rows[added] = block
-            self.images[added] = torch.mm(self.rest, block.T).T
+        capacity = self.rows.shape[-2]
+        while self.size < min(size, capacity):
+            block = self.newest[..., : capacity - self.size, :]
+            added = slice(self.size, self.size + block.shape[-2])
+            self.rows[..., added, :] = block
+            self.images[..., added, :] = (self.rest @ block.mT).mT
             self.size = added.stop
-            self.newest = self._complement(self.images[added])
+            self.newest = self._complement(self.images[..., added, :])
 
     def best(self, count: int) -> Tensor:
-        """Orthonormal float64 [count, n] that span the Ritz vectors with the largest values."""
-        split = len(self.first)
-        later = self.rows[split : self.size]
-        across = self.residual @ later.double().T
-        inner = (self.images[split : self.size] @ later.T).double()
-        matrix = torch.cat([torch.cat([self.seen, across], dim=1), torch.cat([across.T, inner], dim=1)])
-        _, turn = torch.linalg.eigh((matrix + matrix.T) / 2)
-        turn = turn[:, -count:].T
-        return orthonormal(turn[:, :split] @ self.first + (turn[:, split:].float() @ later).double())
+        """Orthonormal float64 [..., count, n] that span the Ritz vectors with the largest values."""
+        split = self.first.shape[-2]
+        later = self.rows[..., split : self.size, :]
+        across = self.residual @ later.double().mT
+        inner = (self.images[..., split : self.size, :] @ later.mT).double()
+        matrix = torch.cat([torch.cat([self.seen, across], dim=-1), torch.cat([across.mT, inner], dim=-1)], dim=-2)
+        _, turn = torch.linalg.eigh((matrix + matrix.mT) / 2)
+        turn = turn[..., -count:].mT
+        return orthonormal(turn[..., :split] @ self.first + (turn[..., split:].float() @ later).double())
 
     def _complement(self, block: Tensor) -> Tensor:
         """Orthonormal rows of what of a block lies outside the space; projected twice, as once leaves rounding."""
-        rows = self.rows[: self.size]
+        rows = self.rows[..., : self.size, :]
         for _ in range(2):
-            block = orthonormal(torch.addmm(block, block @ rows.T, rows, alpha=-1))
+            block = orthonormal(plus_product(block, block @ rows.mT, rows, alpha=-1))
         return block
 
 
 @dataclass(frozen=True)
 class Ritz:
-    """What a basis knows of the largest eigenvalues.
+    """What a basis knows of the largest eigenvalues of each matrix.
 
-    ``basis`` V [m, n], the matrix ``seen`` in it [m, m], its eigenvalues ``values`` in descending order, ``tau`` the
-    bound that the complement has to keep, ``gap`` how far theta_k is above, ``error`` the largest (mu_i - theta_i) /
-    theta_i of the first k, less what float64 cannot tell.
+    ``basis`` V [..., m, n], the matrix ``seen`` in it [..., m, m], its eigenvalues ``values`` [..., m] in descending
+    order, ``tau`` [...] the bound that the complement has to keep, ``gap`` how far theta_k is above, ``error`` the
+    largest (mu_i - theta_i) / theta_i of the first k, less what float64 cannot tell.
     """
 
     basis: Tensor
     seen: Tensor
     values: Tensor
-    tau: float
-    gap: float
-    error: float
+    tau: Tensor
+    gap: Tensor
+    error: Tensor
 
 
 def orthonormal(rows: Tensor) -> Tensor:
-    return torch.linalg.qr(rows.T)[0].T
+    return torch.linalg.qr(rows.mT)[0].mT
+
+
+def plus_product(matrix: Tensor, left: Tensor, right: Tensor, **options: Any) -> Tensor:
+    """``torch.addmm``, or of a batch."""
+    return (torch.addmm if matrix.ndim == 2 else torch.baddbmm)(matrix, left, right, **options)
 
 
 def ritz_values(gram: Tensor, basis: Tensor, k: int) -> Ritz:
-    images = (gram @ basis.T).T
-    seen = images @ basis.T
-    seen = (seen + seen.T) / 2
-    values = torch.linalg.eigvalsh(seen).flip(0)
-    largest, kth, least = (max(float(values[index]), 0.0) for index in (0, k - 1, -1))
-    kth = max(kth, 8 * rounding(gram, largest))
+    images = (gram @ basis.mT).mT
+    seen = images @ basis.mT
+    seen = (seen + seen.mT) / 2
+    values = torch.linalg.eigvalsh(seen).flip(-1)
+    largest, kth, least = (values[..., index].clamp(min=0) for index in (0, k - 1, -1))
+    kth = kth.maximum(8 * rounding(gram, largest))
     gap = (kth - least) / 4  # tau is nearer to theta_k than to where the rest probably ends
-    if gap <= 0:
-        return Ritz(basis, seen, values, kth, gap, 0.0 if largest == 0 else math.inf)
-    residual = torch.addmm(images, seen, basis, alpha=-1)
-    above = torch.linalg.eigvalsh(torch.addmm(seen, residual, residual.T, alpha=1 / gap)).flip(0)
-    unresolved = 8 * EPSILON * largest
-    error = float(((above - values - unresolved) / values.clamp(min=unresolved))[:k].max())
+    coupling = plus_product(images, seen, basis, alpha=-1) / gap.where(gap > 0, 1).sqrt()[..., None, None]
+    above = torch.linalg.eigvalsh(plus_product(seen, coupling, coupling.mT)).flip(-1)
+    unresolved = (8 * EPSILON * largest)[..., None]
+    error = ((above - values - unresolved) / values.maximum(unresolved))[..., :k].amax(dim=-1)
+    error = error.where(gap > 0, math.inf).where(largest > 0, 0)  # without a gap, nothing is known
     return Ritz(basis, seen, values, kth - gap, gap, error)
 
 
-def rounding(gram: Tensor, largest: float) -> float:
+def rounding(gram: Tensor, largest: Tensor) -> Tensor:
     """How far float64 may be off in an entry of a sum of matrices whose largest eigenvalue this is."""
-    return len(gram) * EPSILON * largest
+    return gram.shape[-1] * EPSILON * largest
 
 
-def nothing_missed(gram: Tensor, ritz: Ritz, work: Tensor) -> bool:
-    """Is every eigenvalue on the complement of the basis below tau? Proven by a Cholesky factorisation.
+def nothing_missed(gram: Tensor, ritz: Ritz, work: Tensor) -> Tensor:
+    """Of which matrices [...] is every eigenvalue on the complement of the basis below tau?
 
-    One that succeeds in a precision with unit roundoff u proves positive the matrix plus (n + 1) u times its trace
-    (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., Theorem 10.7); so much is subtracted before.
-    float32 is tried first, if the gap leaves room for that.
+    Proven by a Cholesky factorisation. One that succeeds in a precision with unit roundoff u proves positive the matrix
+    plus (n + 1) u times its trace (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., Theorem 10.7); so
+    much is subtracted before. float32 is tried first, if the gap leaves room for that.
     """
-    if float(ritz.values[0]) <= 0:
-        return not gram.any()
-    columns = ritz.basis.T.contiguous()
-    shifted = torch.addmm(gram, columns @ ritz.seen, columns.T, beta=-1, out=work)
-    shifted.diagonal().add_(ritz.tau - rounding(gram, float(ritz.values[0])))
-    trace = float(shifted.trace())
+    largest = ritz.values[..., 0]
+    some = largest > 0
+    proven = ~some if some.all() else ~some & ~gram.flatten(-2).any(dim=-1)  # of nothing but zeros
+    columns = ritz.basis.mT.contiguous()
+    shifted = plus_product(gram, columns @ ritz.seen, columns.mT, beta=-1, out=work)
+    diagonal = shifted.diagonal(dim1=-2, dim2=-1)
+    diagonal.add_((ritz.tau - rounding(gram, largest))[..., None])
+    trace = diagonal.sum(dim=-1)
     for dtype in (torch.float32, torch.float64):
-        slack = (len(gram) + 4) * torch.finfo(dtype).eps / 2 * trace
-        if slack < 2 * ritz.gap:
+        slack = (gram.shape[-1] + 4) * torch.finfo(dtype).eps / 2 * trace
+        room = some & ~proven & (slack < 2 * ritz.gap)
+        if room.any():
             lowered = shifted.to(dtype)  # a copy, or in float64 itself, which is not used again
-            lowered.diagonal().sub_(slack)
-            if int(torch.linalg.cholesky_ex(lowered)[1]) == 0:
-                return True
-    return False
+            lowered.diagonal(dim1=-2, dim2=-1).sub_(slack[..., None])
+            proven = proven | (room & (torch.linalg.cholesky_ex(lowered)[1] == 0))
+    return proven

@@ -7,8 +7,9 @@ the elbow of the visual spectrum averaged over samples and boundaries.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
@@ -190,8 +191,14 @@ def leading_of_each(grams: Mapping[Group, Tensor]) -> dict[Group, Tensor]:
     groups = sorted(grams, key=lambda group: len(grams[group]), reverse=True)
     matrices = [grams[group] for group in groups]
     on_cpu = matrices[0].device.type == "cpu"
-    heads = share_cores(leading, matrices) if on_cpu else [leading(matrix) for matrix in matrices]
+    heads = share_cores(leading, matrices) if on_cpu else in_batches(leading, matrices)
     return dict(zip(groups, heads, strict=True))
+
+
+def in_batches(work: Callable[[Tensor], Tensor], matrices: Sequence[Tensor]) -> list[Tensor]:
+    """``work`` of each matrix, neighbours of the same size as one batch."""
+    batches = [torch.stack([*same]) for _, same in groupby(matrices, key=len)]
+    return [done for batch in batches for done in work(batch)]
 
 
 def leading(gram: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from halfv_probe.eigensolver import (
     all_eigenvalues,
     leading_eigenvalues,
     orthonormal,
-    proven_eigenvalues,
 )
 
 K = 4  # the Krylov space of so few has blocks of 8 and is at most 192 wide
@@ -37,6 +36,12 @@ def gram(values, seed=0):
     turn, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(len(values),) * 2))
     matrix = (turn * values) @ turn.T
     return torch.from_numpy((matrix + matrix.T) / 2)
+
+
+def proven_eigenvalues(matrix, k, start=None):
+    """None instead of values that are not proven."""
+    values, proven = eigensolver.proven_eigenvalues(matrix, k, start)
+    return values if proven else None
 
 
 def assert_equal(found, matrix, count=K):
@@ -78,7 +83,7 @@ def test_an_eigenvector_that_the_basis_cannot_see_is_not_missed(missed, monkeypa
 
     def blind(space, count):
         basis = best(space, count)
-        basis[:, missed - 1] = 0
+        basis[..., missed - 1] = 0
         return orthonormal(basis)
 
     monkeypatch.setattr(KrylovSpace, "best", blind)
@@ -121,6 +126,19 @@ def test_batches():
     found = leading_eigenvalues(matrices.unflatten(0, (2, 2)), K)
     assert found.shape == (2, 2, K)
     for one, matrix in zip(found.flatten(0, 1), matrices, strict=True):
+        assert_equal(one, matrix)
+
+
+@pytest.mark.parametrize("shape", ["power law", "spike", "zero"])
+def test_a_batch_is_proven_matrix_by_matrix(shape):
+    """As a GPU decomposes it: what one needs more, or cannot have, changes nothing for the others."""
+    values = np.arange(1.0, 501)
+    matrices = torch.stack([gram(SPECTRA[each](values)) for each in (shape, "flat", "slow", "few directions", "flat")])
+    found, proven = eigensolver.proven_eigenvalues(matrices, K)
+    assert proven.tolist() == [True, False, True, True, False]
+    for one, matrix in zip(found[proven], matrices[proven], strict=True):
+        assert_equal(one, matrix)
+    for one, matrix in zip(eigensolver.side_by_side(matrices, K), matrices, strict=True):
         assert_equal(one, matrix)
 
 

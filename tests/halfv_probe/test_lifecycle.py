@@ -9,7 +9,15 @@ import torch
 from halfv_accel import HalfVError
 from halfv_accel.prompts import batch_inputs
 from halfv_data import scenes
-from halfv_probe.lifecycle import GROUPS, SampleSpectra, boundary_spectra, lifecycle_of, measure_lifecycle
+from halfv_probe.lifecycle import (
+    GROUPS,
+    SampleSpectra,
+    boundary_spectra,
+    in_batches,
+    leading,
+    lifecycle_of,
+    measure_lifecycle,
+)
 from tiny_vlm.llava import TinyLlava
 from tiny_vlm.qwen import TinyQwen
 
@@ -171,3 +179,14 @@ def test_no_more_than_one_layers_states_are_held(case, monkeypatch):
     boundary_spectra(model, singles[0])
     assert len(held) == 2 * (len(model.model.language_model.layers) + 1)  # visual and text tokens
     assert max(most) <= 1
+
+
+def test_matrices_of_a_size_are_one_batch_and_keep_their_places():
+    draw = torch.Generator().manual_seed(0)
+    states = [torch.randn(90, width, generator=draw, dtype=torch.float64) for width in (80, 80, 70, 9)]
+    matrices = [each.T @ each for each in states]
+    sizes = []
+    found = in_batches(lambda batch: sizes.append(len(batch)) or leading(batch), matrices)
+    assert sizes == [2, 1, 1]
+    for head, matrix in zip(found, matrices, strict=True):
+        torch.testing.assert_close(head, leading(matrix))
