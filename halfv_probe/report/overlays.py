@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from halfv_accel import Profile, accelerate
+from halfv_accel import HalfVError, Profile, accelerate
 from halfv_accel.adapters import Family, family_of
 from halfv_accel.budget import floor_share
 from halfv_accel.plan import Then
@@ -119,7 +119,8 @@ def map_tokens(
         stages = (replace(plan.stages[0], strategy=watch), *plan.stages[1:])
         with accelerate(model, replace(plan, stages=stages)) as run:
             model(**inputs, logits_to_keep=1)
-        assert run.last is not None  # the prompt holds a picture
+        if run.last is None:
+            raise HalfVError(f"no prefill was seen for {sample.question!r}: give a model that runs its decoder whole")
         visual = family.visual_positions(inputs["input_ids"])[0].cpu()
         kept = [mask[0].cpu()[visual].numpy() for mask in run.last.kept]
         left = [KeptBy(s.name, s.layer, s.then, mask) for s, mask in zip(run.last.stages, kept, strict=True)]

@@ -179,8 +179,9 @@ def _kept(tokens: TokenMap, name: str) -> str:
             pictures.append(
                 Picture(kept_picture(tokens, place), f"The picture with dropped patches greyed: {label}", label)
             )
-    if tokens.plane is not None:
-        coverage = render(lambda figure: draw_coverage(figure, tokens), (NARROW, 3.9))
+    plane = tokens.plane
+    if plane is not None:
+        coverage = render(lambda figure: draw_coverage(figure, tokens, plane), (NARROW, 3.9))
         label = f"All tokens by PCA; two axes show {percent(tokens.explained)} of the variance."
         alt = "Kept tokens among all tokens in the plane of their two main axes."
         pictures.append(Picture(coverage, alt, label, wide=True))

@@ -50,9 +50,8 @@ def kept_picture(tokens: TokenMap, stage: int) -> bytes:
     return _png(image)
 
 
-def draw_coverage(figure: Figure, tokens: TokenMap) -> None:
+def draw_coverage(figure: Figure, tokens: TokenMap, plane: np.ndarray) -> None:
     """Visual tokens in the plane of their two main axes: anchors, kept for coverage, dropped (Figure 7, by PCA)."""
-    assert tokens.plane is not None
     kept = tokens.stages[0].kept
     groups = (
         ("dropped", ~kept, dict(marker="x", s=13, color="#9a9a9a")),
@@ -62,7 +61,7 @@ def draw_coverage(figure: Figure, tokens: TokenMap) -> None:
     axes: Any = figure.subplots()
     for name, mask, style in groups:
         label = f"{name}: {int(mask.sum())}"
-        axes.scatter(*tokens.plane[mask].T, label=label, linewidth=1.0, **style)
+        axes.scatter(*plane[mask].T, label=label, linewidth=1.0, **style)
     axes.set(xlabel="first main axis", ylabel="second main axis", aspect="equal", adjustable="datalim")
     labelled_below(figure, axes.get_legend_handles_labels()[0], columns=3)
 
