@@ -255,9 +255,11 @@ def test_cuda_never_waits_and_the_kernel_is_chosen(constants):
         plain.farthest_points(*arguments)  # compiles
         torch.cuda.set_sync_debug_mode("error")
         try:
-            plain.farthest_points(*arguments)
+            with patch.object(kernel, "farthest_points", wraps=kernel.farthest_points) as chosen:
+                plain.farthest_points(*arguments)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+    chosen.assert_called_once()
 
 
 @needs_triton
