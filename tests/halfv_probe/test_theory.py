@@ -1,6 +1,7 @@
 """The paper's lemmas, proposition and theorem as laws on random and adversarial spectra (Appendix C)."""
 
 import math
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from halfv_probe import geometry
 from halfv_probe.entropy import (
     binary_entropy,
     effective_rank,
@@ -123,16 +125,18 @@ def test_theorem_2_principal_curvature_is_bounded_by_spectral_concentration(draw
         assert principal == pytest.approx(curvature_energy(states))
 
 
-@given(draw=polylines, n=st.integers(3, 12), width=st.integers(1, 6))
-def test_curvature_and_turning_equal_slow_loops(draw, n, width):
+@given(draw=polylines, n=st.integers(3, 12), width=st.integers(1, 6), piece=st.integers(1, 80))
+def test_curvature_and_turning_equal_slow_loops(draw, n, width, piece):
     h = draw.normal(size=(n, width))
     energy, corners = [], []
     for i in range(1, n - 1):
         energy.append(sum((h[i + 1] - 2 * h[i] + h[i - 1]) ** 2))
         a, b = h[i] - h[i - 1], h[i + 1] - h[i]
         corners.append(1 - (a @ b) / (np.linalg.norm(a) * np.linalg.norm(b)))
-    assert curvature_energy(h) == pytest.approx(np.mean(energy))
-    assert mean_turning(torch.tensor(h)) == pytest.approx(np.mean(corners))
+    with patch.object(geometry, "PIECE", piece):  # whole, or in pieces of one token or more
+        assert curvature_energy(h) == pytest.approx(np.mean(energy))
+        assert mean_turning(torch.tensor(h)) == pytest.approx(np.mean(corners))
+        assert turnings(h).tolist() == pytest.approx(corners)
 
 
 @given(draw=polylines, n=st.integers(3, 12), width=st.integers(1, 6))
