@@ -9,7 +9,7 @@ import pytest
 
 from halfv_accel.bench import targets
 from halfv_accel.models import KNOWN_MODELS
-from halfv_accel.profile import json_schema
+from halfv_accel.profile import Profile, json_schema
 from halfv_accel.selfcheck.__main__ import main as selfcheck
 from halfv_cli.main import main
 from halfv_data import scenes
@@ -82,3 +82,14 @@ def test_accuracy_tables_are_those_of_the_reports(name):
     report = json.loads((ROOT / "reports" / "tiny_vlm" / name / "accuracy.json").read_text())
     results = {condition: Scores(**scores) for condition, scores in report["results"].items()}
     assert table(results) in README, f"paste the table that `make accuracy` prints for {name}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_plans_that_were_measured_are_those_of_the_profiles(name):
+    profile = Profile.load(ROOT / "reports" / "tiny_vlm" / name / "profile.json")
+    ivr, ssr, layers = profile.ivr, profile.ssr, profile.model.num_layers
+    tokens = (
+        f"{ivr.retention:.0%} of the visual tokens from layer {ivr.layer}, frozen from layer {ssr.layer} of {layers}"
+    )
+    flops = f"{profile.evidence.flops:.0%} of the decoder's prefill FLOPs"
+    assert ssr.mode == "freeze" and f"**{name}**: {tokens}; {flops}".replace("%", " %") in README
