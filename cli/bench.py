@@ -83,7 +83,7 @@ def bench(
 
     check_writable(out)
     if chart is not None:
-        from halfv_probe.bench_chart import check_chart_path
+        from halfv_probe.views.bench_chart import check_chart_path
 
         check_chart_path(chart)
     loaded, stages, source = _plan(model, profile, plan)
@@ -108,7 +108,7 @@ def bench(
         _save({**document, "comparisons": [done.as_dict() for done in comparisons]}, out)
         _print_comparison(comparisons[-1], f"{model}, {describe_plan(stages)}")
     if chart is not None:
-        from halfv_probe.bench_chart import bench_chart
+        from halfv_probe.views.bench_chart import bench_chart
 
         bench_chart(comparisons, f"{model}, {describe_plan(stages)}", chart)
     typer.echo(f"wrote {out}" + ("" if chart is None else f" and {chart}"))

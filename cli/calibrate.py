@@ -60,10 +60,10 @@ def calibrate(
     from halfv_accel.files import check_writable
     from halfv_cli.models import lasting_name, open_model
     from halfv_data import fingerprint, load_samples
-    from halfv_probe.calibration import calibrate as measure
-    from halfv_probe.calibration import usual_samples
-    from halfv_probe.journal import Journal, header
-    from halfv_probe.prompts import Prompts
+    from halfv_probe.calibration.calibrate import calibrate as measure
+    from halfv_probe.calibration.calibrate import usual_samples
+    from halfv_probe.calibration.journal import Journal, header
+    from halfv_probe.trials.prompts import Prompts
 
     check_writable(out)
     started = time.perf_counter()

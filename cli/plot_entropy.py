@@ -17,7 +17,7 @@ def plot_entropy(
     """Draw entropy and layer redundancy over depth, with the stages and the chosen layers; writes the numbers, too."""
     from halfv_accel import Profile
     from halfv_accel.files import check_writable
-    from halfv_probe.plots import plot_entropy as draw
+    from halfv_probe.views.plots import plot_entropy as draw
 
     loaded = Profile.load(profile)
     check_writable(out)

@@ -11,7 +11,7 @@ from halfv_cli.options import MODEL_HELP, Device, Dtype, ProfilePath
 
 if TYPE_CHECKING:
     from halfv_accel import Profile
-    from halfv_probe.report import TokenMap
+    from halfv_probe.views.report import TokenMap
 
 
 def report(
@@ -26,7 +26,7 @@ def report(
     """Write a page: what was chosen and why, every curve with its numbers, the tokens kept on a few pictures."""
     from halfv_accel import Profile
     from halfv_accel.models import find_device, find_dtype
-    from halfv_probe.report import check_report_path, write_report
+    from halfv_probe.views.report import check_report_path, write_report
 
     loaded = Profile.load(profile)
     check_report_path(out)
@@ -44,7 +44,7 @@ def _pictures(profile: Profile, model: str | None, samples: int, device: str, dt
     """What becomes of some samples' tokens, and with what that was found; or nothing, and why."""
     from halfv_cli.models import open_model
     from halfv_data import load_samples
-    from halfv_probe.report import map_tokens
+    from halfv_probe.views.report import map_tokens
 
     name = model or profile.model.id
     try:

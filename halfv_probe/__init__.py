@@ -5,10 +5,18 @@
 0.6931471805599453
 """
 
-from halfv_probe.attention import AttentionBalance, attention_balance
-from halfv_probe.calibration import calibrate
-from halfv_probe.elbow import find_elbow
-from halfv_probe.entropy import (
+from halfv_probe.calibration.calibrate import calibrate
+from halfv_probe.calibration.journal import Journal
+from halfv_probe.choice.stages import Stages, detect_stages
+from halfv_probe.measures.attention import AttentionBalance, attention_balance
+from halfv_probe.measures.inflow import InformationInflow, information_inflow
+from halfv_probe.measures.lifecycle import Lifecycle, measure_lifecycle
+from halfv_probe.measures.maturity import SemanticMaturity, semantic_maturity
+from halfv_probe.measures.redundancy import Redundancies, layer_redundancy, redundancies
+from halfv_probe.measures.saliency import SaliencyFlow, saliency_flow
+from halfv_probe.measures.vision import VisionAttention, vision_attention, vision_effective_rank
+from halfv_probe.states.elbow import find_elbow
+from halfv_probe.states.entropy import (
     Bounds,
     effective_rank,
     full_entropy_bounds,
@@ -17,19 +25,11 @@ from halfv_probe.entropy import (
     truncated_entropy,
     truncated_entropy_bounds,
 )
-from halfv_probe.geometry import curvature_energy, mean_turning, turnings
-from halfv_probe.increments import marginal_feature_increments, marginal_information_gains
-from halfv_probe.inflow import InformationInflow, information_inflow
-from halfv_probe.journal import Journal
-from halfv_probe.lifecycle import Lifecycle, measure_lifecycle
-from halfv_probe.maturity import SemanticMaturity, semantic_maturity
-from halfv_probe.prompts import Prompts
-from halfv_probe.redundancy import Redundancies, layer_redundancy, redundancies
-from halfv_probe.saliency import SaliencyFlow, saliency_flow
-from halfv_probe.spectra import spectrum
-from halfv_probe.stages import Stages, detect_stages
-from halfv_probe.utility import latency_saved, marginal_utility
-from halfv_probe.vision import VisionAttention, vision_attention, vision_effective_rank
+from halfv_probe.states.geometry import curvature_energy, mean_turning, turnings
+from halfv_probe.states.increments import marginal_feature_increments, marginal_information_gains
+from halfv_probe.states.spectra import spectrum
+from halfv_probe.trials.prompts import Prompts
+from halfv_probe.trials.utility import latency_saved, marginal_utility
 
 __all__ = [
     "AttentionBalance",

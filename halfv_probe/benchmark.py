@@ -25,11 +25,11 @@ from halfv_accel.adapters import family_of
 from halfv_accel.bench.measure import interleave
 from halfv_accel.bench.presets import PATCH, assemble, middling
 from halfv_accel.bench.results import cpu_name
-from halfv_probe.calibration import versions
-from halfv_probe.capture import watch_boundaries
-from halfv_probe.lifecycle import HEAD, boundary_spectra
-from halfv_probe.redundancy import layer_redundancy, redundancies
-from halfv_probe.spectra import spectrum
+from halfv_probe.calibration.calibrate import versions
+from halfv_probe.measures.capture import watch_boundaries
+from halfv_probe.measures.lifecycle import HEAD, boundary_spectra
+from halfv_probe.measures.redundancy import layer_redundancy, redundancies
+from halfv_probe.states.spectra import spectrum
 
 IMAGE_TOKEN = 1
 

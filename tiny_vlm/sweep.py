@@ -24,15 +24,16 @@ from numpy.typing import NDArray
 from halfv_accel import Profile
 from halfv_accel.evidence import Goal
 from halfv_data.samples import fingerprint, scenes
-from halfv_probe.calibration import calibrate, neighbourhood, usual_samples
-from halfv_probe.candidates import Candidate, all_candidates, anchor_ratio
-from halfv_probe.choice import Trials, choose
-from halfv_probe.confidence import upper_bound
-from halfv_probe.journal import Journal
-from halfv_probe.lifecycle import lifecycle_of
-from halfv_probe.measurements import Measurements
-from halfv_probe.prompts import Prompts
-from halfv_probe.stages import detect_stages
+from halfv_probe.calibration.calibrate import calibrate, neighbourhood, usual_samples
+from halfv_probe.calibration.journal import Journal
+from halfv_probe.calibration.measurements import Measurements
+from halfv_probe.choice.choose import choose
+from halfv_probe.choice.confidence import upper_bound
+from halfv_probe.choice.stages import detect_stages
+from halfv_probe.measures.lifecycle import lifecycle_of
+from halfv_probe.trials.candidates import Candidate, all_candidates, anchor_ratio
+from halfv_probe.trials.outcomes import Trials
+from halfv_probe.trials.prompts import Prompts
 from tiny_vlm import NAMES, load
 from tiny_vlm.evaluate import weights_fingerprint, write_json
 

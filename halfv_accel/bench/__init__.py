@@ -2,10 +2,10 @@
 
 from halfv_accel.bench.break_even import BreakEven, find_break_even
 from halfv_accel.bench.measure import compare
-from halfv_accel.bench.plan_text import describe_plan, parse_plan
 from halfv_accel.bench.presets import PRESETS, build, preset
 from halfv_accel.bench.prompts import build_prompt
 from halfv_accel.bench.results import Comparison, provenance
+from halfv_accel.plan_text import describe_plan, parse_plan
 
 __all__ = [
     "PRESETS",

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 import transformers
 
-from halfv_accel.bench.plan_text import describe_plan
 from halfv_accel.flops import paper_flops, prefill_flops, selection_flops
 from halfv_accel.plan import Plan
+from halfv_accel.plan_text import describe_plan
 
 UNTOUCHED = "untouched"
 RESAMPLES = 2000

@@ -186,7 +186,7 @@ def test_a_failed_calibration_leaves_the_old_profile(check, tmp_path, monkeypatc
     def fails(*_, **__):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("halfv_probe.calibration.calibrate", fails)
+    monkeypatch.setattr("halfv_probe.calibration.calibrate.calibrate", fails)
     check(["unexpected RuntimeError: out of memory", "--debug"], "calibrate", "--model", "tiny-llava", "--samples", "1")
 
 

@@ -38,7 +38,7 @@ def test_calibration_is_repeatable(halfv, tmp_path, profile_path):
 def test_an_interrupted_calibration_says_how_to_go_on_and_goes_on(halfv, tmp_path, profile_path, monkeypatch):
     arguments = ("calibrate", "--model", "tiny-qwen2.5-vl", "--samples", 4)
     with monkeypatch.context() as patched:
-        patched.setattr("halfv_probe.measurements.Measurements.replies", interrupt)
+        patched.setattr("halfv_probe.calibration.measurements.Measurements.replies", interrupt)
         result = halfv(*arguments)
     assert result.code == 130
     assert "profile.json.journal" in result.err and "--resume" in result.err

@@ -16,7 +16,7 @@ from halfv_probe.benchmark import (
     take_turns,
     whole_spectra,
 )
-from halfv_probe.lifecycle import GROUPS, boundary_spectra
+from halfv_probe.measures.lifecycle import GROUPS, boundary_spectra
 
 
 @pytest.fixture(scope="module")

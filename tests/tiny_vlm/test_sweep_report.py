@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from halfv_probe.confidence import upper_bound
+from halfv_probe.choice.confidence import upper_bound
 from tiny_vlm import NAMES
 from tiny_vlm.evaluate import weights_fingerprint
 

@@ -1,0 +1,1 @@
+"""From a model and samples to a profile: settings, measuring with a journal, choosing."""

@@ -1,0 +1,1 @@
+"""Measured on hidden states alone, without a model: spectra, entropies, geometry, increments."""

@@ -1,0 +1,1 @@
+"""Plans run on samples: which plans, what they do to the replies, what that costs."""

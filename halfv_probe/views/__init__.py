@@ -1,0 +1,1 @@
+"""Looked at by a person: tables, pictures, the report page."""

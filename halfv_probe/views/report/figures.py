@@ -1,0 +1,170 @@
+"""The other pictures of a report: spectrum, marginal utility, trials and votes. All fit a narrow column."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap, LogNorm, PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from halfv_accel import Profile
+from halfv_accel.evidence import Trial, Utility
+from halfv_probe.views.landmarks import marks, percent
+from halfv_probe.views.plots import labelled_below, layer_ticks, middle_cut
+from halfv_probe.views.tables import by_answers, chosen_trial, in_order, pareto_front
+
+SMALLEST_SHARE = 1e-6  # eigenvalues below are drawn as this
+PALE = LinearSegmentedColormap.from_list("pale", ["white", "#8c8c8c"])  # black text stays readable on all of it
+MODES: dict[str, dict[str, Any]] = {
+    "none": dict(marker="o", label="IVR alone"),
+    "freeze": dict(marker="s", label="IVR, then freeze"),
+    "sparse": dict(marker="^", label="IVR, then sparse"),
+}
+VOTED = {"ivr": "L_IVR (layer)", "ssr": "L_SSR (layer)", "mode": "SSR mode"}
+LINES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D")
+
+
+def draw_spectrum(figure: Figure, profile: Profile) -> None:
+    """Eigenvalue shares at every boundary as a map, and at four of them as curves (Figure 2c, which is in 3D)."""
+    evidence, last = profile.evidence, profile.model.num_layers
+    longest = max(map(len, evidence.spectrum))
+    shares = np.full((longest, last + 1), np.nan)
+    for layer, row in enumerate(evidence.spectrum):
+        shares[: len(row), layer] = np.maximum(row, SMALLEST_SHARE)
+    panels: Any = figure.subplots(2, 1, height_ratios=[1.1, 1])
+    top, bottom = panels
+    norm = LogNorm(np.nanmin(shares), np.nanmax(shares) * (1 + 1e-9))
+    edges = np.arange(last + 2) - 0.5, np.arange(longest + 1) + 0.5
+    image = top.pcolormesh(*edges, shares, norm=norm, cmap="cividis", rasterized=True)
+    if evidence.k < longest:
+        top.axhline(evidence.k + 0.5, color="white", linewidth=1.2, linestyle="--")
+    for layer, _ in marks(profile):
+        top.axvline(layer, color="white", linewidth=1.2, linestyle=(0, (1, 1.5)))
+    top.invert_yaxis()
+    top.set_xticks(*layer_ticks(last))
+    top.set(xlabel="decoder layer (its input)", ylabel="eigenvalue, largest first")
+    figure.colorbar(image, ax=top, label="share of the sum")
+
+    for style, layer in enumerate(sorted({0, last, *(layer for layer, _ in marks(profile))})):
+        name = "output" if layer == last else f"input of layer {layer}"
+        curve = np.maximum(evidence.spectrum[layer], SMALLEST_SHARE)
+        line = dict(linestyle=LINES[style], marker=MARKERS[style], markevery=max(1, longest // 8), markersize=4)
+        bottom.plot(range(1, len(curve) + 1), curve, label=name, linewidth=1.4, **line)
+    bottom.axvline(evidence.k + 0.5, color="black", linewidth=0.8, linestyle="--", label=f"behind k = {evidence.k}")
+    bottom.set_yscale("log")
+    bottom.set(xlim=(0.5, max(longest, 2)), xlabel="eigenvalue, largest first", ylabel="share of the sum")
+    labelled_below(figure, bottom.get_legend_handles_labels()[0], columns=2)
+
+
+def draw_utility(figure: Figure, profile: Profile) -> None:
+    """Marginal utility, one row a layer and one column a retention; frames mark the chosen and the best cell."""
+    cells = profile.evidence.utility
+    layers = sorted({cell.layer for cell in cells})
+    ratios = sorted({cell.retention for cell in cells}, reverse=True)
+    table = np.full((len(layers), len(ratios)), np.nan)
+    for cell in cells:
+        table[layers.index(cell.layer), ratios.index(cell.retention)] = cell.utility
+    axes: Any = figure.subplots()
+    low, high = float(np.nanmin(table)), float(np.nanmax(table))
+    norm = PowerNorm(0.5, low, high if high > low else low + 1)
+    axes.imshow(table, norm=norm, cmap=PALE, aspect="auto")
+    for (row, column), value in np.ndenumerate(table):
+        axes.text(column, row, "" if np.isnan(value) else f"{value:.2g}", ha="center", va="center")
+    best = best_cell(cells)
+    _frame(axes, layers.index(best.layer), ratios.index(best.retention), "black", "-", f"lowest: {_cell(best)}")
+    ivr = profile.ivr
+    if ivr.layer in layers and ivr.retention in ratios:
+        at = layers.index(ivr.layer), ratios.index(ivr.retention)
+        _frame(axes, *at, "#c03000", "--", f"chosen IVR: layer {ivr.layer}, {ivr.retention:.3g} kept", inset=0.07)
+    axes.set_xticks(range(len(ratios)), [f"{ratio:.3g}" for ratio in ratios])
+    axes.set_yticks(range(len(layers)), layers)
+    axes.set(xlabel="retention (kept / all visual tokens)", ylabel="pruned once, before decoder layer")
+    labelled_below(figure, axes.patches, columns=1)
+
+
+def draw_trials(figure: Figure, profile: Profile) -> None:
+    """Every plan that was run: what it saves against what it loses."""
+    evidence = profile.evidence
+    trials, chosen = evidence.trials, chosen_trial(profile)
+    axes: Any = figure.subplots()
+    for mode, style in MODES.items():
+        points = [(trial.flops, trial.drop) for trial in trials if trial.ssr_mode == mode]
+        if points:
+            axes.scatter(
+                *zip(*points, strict=True), s=26, facecolor="none", edgecolor="#444444", linewidth=0.9, **style
+            )
+    front = [trials[index] for index in pareto_front(trials)]
+    steps = dict(where="post", color="#10558c", linewidth=1.5)
+    axes.step([t.flops for t in front], [t.drop for t in front], label="Pareto front", **steps)
+    point = _chosen_point(profile, None if chosen is None else trials[chosen])
+    if point is not None:
+        if evidence.drop_bound is not None:
+            axes.plot([point[0]] * 2, [point[1], evidence.drop_bound], color="black", linewidth=1.2, marker="_")
+        star = dict(marker="*", markersize=14, markerfacecolor="#f2b705", markeredgecolor="black", linestyle="none")
+        bound = "" if evidence.drop_bound is None else f", line up to its {percent(evidence.goal.confidence)} bound"
+        axes.plot(*point, label=f"chosen{bound}", zorder=4, **star)
+    if evidence.goal.kind == "max_drop" and evidence.goal.value is not None:
+        axes.axhline(
+            evidence.goal.value, color="black", linewidth=0.9, linestyle="--", label="asked for: at most this drop"
+        )
+    if evidence.goal.kind == "target_flops" and evidence.goal.value is not None:
+        axes.axvline(
+            evidence.goal.value, color="black", linewidth=0.9, linestyle="--", label="asked for: at most these FLOPs"
+        )
+    lost = "right answers lost" if by_answers(profile) else "replies changed"
+    axes.set(xlabel="prefill FLOPs of the decoder / untouched", ylabel=f"drop ({lost}, share of samples)")
+    axes.margins(0.05, 0.08)
+    labelled_below(figure, axes.get_legend_handles_labels()[0], columns=2)
+
+
+def draw_votes(figure: Figure, profile: Profile) -> None:
+    """How often each value won among resampled calibrations, one panel a choice."""
+    votes = {choice: in_order(shares) for choice, shares in profile.evidence.votes.items() if shares}
+    rows: Any = figure.subplots(
+        len(votes), 1, squeeze=False, sharex=True, height_ratios=[len(v) for v in votes.values()]
+    )
+    own = {"ivr": str(profile.ivr.layer), "ssr": str(profile.ssr.layer), "mode": profile.ssr.mode}
+    for axes, (choice, shares) in zip(rows[:, 0], votes.items(), strict=True):
+        for place, (value, share) in enumerate(shares):
+            colour = "#10558c" if value == own[choice] else "#c9c9c9"
+            axes.barh(place, share, height=0.62, color=colour, edgecolor="black", linewidth=0.6)
+            axes.text(share + 0.015, place, percent(share), va="center", fontsize=8.5)
+        axes.set_yticks(range(len(shares)), [plain(value) for value, _ in shares])
+        axes.set(xlim=(0, 1.14), ylim=(len(shares) - 0.4, -0.6))
+        axes.set_title(VOTED[choice], loc="left", fontsize=9)
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0])
+    rows[-1, 0].set_xlabel("share of resampled calibrations (dark: the chosen value)")
+
+
+def plain(value: str) -> str:
+    """A vote's value as a label: no second stage is "None" there, and a dollar sign would begin a formula."""
+    return "none" if value == "None" else middle_cut(value, 16).replace("$", r"\$")
+
+
+def best_cell(cells: list[Utility]) -> Utility:
+    """The lowest marginal utility; among equals what saves most."""
+    return min(cells, key=lambda cell: (cell.utility, -cell.flops_saved))
+
+
+def _cell(cell: Utility) -> str:
+    return f"layer {cell.layer}, {cell.retention:.3g} kept"
+
+
+def _chosen_point(profile: Profile, trial: Trial | None) -> tuple[float, float] | None:
+    """FLOPs and drop of the chosen plan: as the profile states them, else as its trial found them."""
+    flops, drop = profile.evidence.flops, profile.evidence.drop
+    if trial is not None:
+        flops = trial.flops if flops is None else flops
+        drop = trial.drop if drop is None else drop
+    return None if flops is None or drop is None else (flops, drop)
+
+
+def _frame(axes: Any, row: int, column: int, colour: str, line: str, label: str, inset: float = 0.0) -> None:
+    corner, side = (column - 0.5 + inset, row - 0.5 + inset), 1 - 2 * inset
+    style: dict[str, Any] = dict(
+        fill=False, edgecolor=colour, linestyle=line, linewidth=2, label=label, clip_on=False, zorder=3
+    )
+    axes.add_patch(Rectangle(corner, side, side, **style))
