@@ -10,21 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from halfv_accel.plan import Fidelity, Plan, SSRMode, halfv_plan
+from halfv_accel.settings import Document, Goal, Share
+from halfv_accel.strategies import ScoredBy
 
 Ratio = Annotated[float, Field(gt=0, le=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
 Layer = Annotated[int, Field(ge=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Curve = Literal["visual", "text", "all"]
 
 
-class Document(BaseModel):
-    """Part of a profile: unchangeable, and deaf to fields of later minor versions."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
+Choice = Literal["ivr", "ssr", "mode"]
 
 
 class Trial(Document):
@@ -36,6 +34,8 @@ class Trial(Document):
     ssr_mode: SSRMode = "none"
     ssr_layer: Layer | None = None
     ssr_retention: Ratio | None = None
+    ivr_scored_by: ScoredBy = "previous"
+    ssr_scored_by: ScoredBy = "previous"
     flops: Finite = Field(
         gt=0, description="Exact prefill FLOPs / untouched, decoder and selection, for a prompt of mean size."
     )
@@ -59,15 +59,79 @@ class Utility(Document):
     kl: Finite = Field(description="KL of the next-token distribution, nats.")
     flops_saved: Finite = Field(description="dC by arithmetic: 1 - exact prefill FLOPs / untouched.")
     latency_saved: Finite | None = Field(default=None, description="dC by the clock: 1 - prefill seconds / untouched.")
-    utility: Finite = Field(description="drop / (flops_saved + 0.01); lower is better.")
+    utility: Finite = Field(
+        description="drop / (saved + 0.01), saved by the clock where it was measured, else in FLOPs; lower is better."
+    )
 
 
-class Goal(Document):
-    """What the choice was asked to do."""
+class StageUtility(Document):
+    """Marginal utility by stage, as Table 1 has it: means over the layers of a stage and the ratios of Appendix E."""
 
-    kind: Literal["paper", "max_drop", "target_flops"] = "paper"
-    value: Share | None = Field(default=None, description="The drop not to exceed, or the FLOPs to stay within.")
-    confidence: Share = Field(default=0.95, description="Of the one-sided bound on the drop.")
+    stage: Literal["I", "II start", "II middle", "III"]
+    layers: list[int]
+    saved: Finite = Field(description="dC: share of the prefill saved, by the clock where that was measured.")
+    utility: Finite = Field(description="Mean of `Utility.utility`; lower is better.")
+
+
+class Witness(Document):
+    """What one curve says about where a stage begins."""
+
+    curve: Literal["visual entropy", "text entropy", "attention", "layer KL", "suffix KL", "maturity", "flow"]
+    layer: int | None = Field(default=None, description="The decoder layer that it names; absent if it names none.")
+    says: str
+
+
+class Isolated(Document):
+    """The second stage alone, with nothing pruned before it, on the calibration samples (Table 2, Figure 8)."""
+
+    mode: Literal["freeze", "sparse", "withdraw"]
+    layer: Layer
+    flops: Finite = Field(gt=0, description="Exact prefill FLOPs / untouched.")
+    agreement: Share = Field(description="As in Trial.")
+    drop: Share = Field(description="As in Trial.")
+    kl: Finite = Field(description="As in Trial.")
+    samples: int = Field(ge=1)
+
+
+class Verdict(Document):
+    """One choice as each kind of evidence makes it; absent where it has no say."""
+
+    curve: str | None = None
+    kl: str | None = None
+    trials: str | None = None
+    agree: bool = Field(description="Do those that have a say say the same, give or take one layer?")
+
+
+class NullModel(Document):
+    """The same architecture with fresh random weights: what curves look like where nothing was learned."""
+
+    seed: int
+    samples: int = Field(ge=1)
+    entropy: dict[Curve, list[Finite]] = Field(description="As in Evidence, with the same k.")
+    layer_kl: list[Finite]
+
+
+class Spread(Document):
+    """A curve over boundaries: mean and standard deviation over samples, nats."""
+
+    mean: list[Finite]
+    std: list[Finite]
+
+
+class Held(Document):
+    """The stages and the choice again, under another condition."""
+
+    about: Literal["k", "thresholds", "samples", "halves", "task"]
+    condition: str
+    stable: bool
+    ivr: int = Field(description="L_IVR by the curves.")
+    ssr: int = Field(description="L_SSR by the curves.")
+    mode: SSRMode = Field(description="Of the plan that would be chosen.")
+    plan: str = Field(description="The plan that would be chosen of those that were run.")
+    flips: list[Literal["stable", "ivr", "ssr", "mode", "plan"]] = Field(
+        default_factory=list,
+        description="What differs from the choice that was made; layers by more than a twelfth of the depth.",
+    )
 
 
 class Evidence(Document):
@@ -105,9 +169,29 @@ class Evidence(Document):
     suffix_agreement: list[Share] = Field(
         default_factory=list, description="Share of samples whose next token that leaves unchanged."
     )
+    entropy_by_k: dict[str, dict[Curve, Spread]] = Field(
+        default_factory=dict, description="The curves again for other numbers of eigenvalues, by that number."
+    )
+    attention_to_visual: list[Share] = Field(
+        default_factory=list, description="Share of the text tokens' attention that goes to visual ones, by layer."
+    )
+    maturity: list[Share] = Field(
+        default_factory=list,
+        description="By boundary: share of samples whose most likely next token (logit lens) is final from there on.",
+    )
+    null: NullModel | None = Field(default=None, description="The yardstick of `stable`, where it was measured.")
+    witnesses: dict[Literal["ivr", "ssr"], list[Witness]] = Field(
+        default_factory=dict, description="What each curve says about where Stage II and Stage III begin."
+    )
+    isolated: list[Isolated] = Field(default_factory=list, description="The second stage alone, by mode and layer.")
+    verdicts: dict[Choice, Verdict] = Field(
+        default_factory=dict, description="Each choice by curve, by KL and by trials."
+    )
+    holds: list[Held] = Field(default_factory=list, description="Does the choice hold under other conditions?")
     utility: list[Utility] = Field(default_factory=list, description="Marginal utility by layer and retention.")
+    utility_by_stage: list[StageUtility] = Field(default_factory=list, description="As Table 1.")
     trials: list[Trial] = Field(default_factory=list, description="Plans that were run, the cheapest first.")
-    votes: dict[Literal["ivr", "ssr", "mode"], dict[str, Share]] = Field(
+    votes: dict[Choice, dict[str, Share]] = Field(
         default_factory=dict, description="How often each value won when the samples were drawn anew (bootstrap)."
     )
     curve_only: dict[Literal["ivr", "ssr"], int] = Field(
@@ -156,6 +240,11 @@ class Evidence(Document):
         for field in (*boundaries, "curvature", "turning", "spectrum"):
             if getattr(self, field):
                 yield field, getattr(self, field), layers + 1
-        for field in ("layer_kl", "suffix_kl", "suffix_agreement"):
+        for k, curves in self.entropy_by_k.items():
+            for tokens, spread in curves.items():
+                yield f"entropy_by_k.{k}.{tokens}", spread.mean, layers + 1
+        if self.maturity:
+            yield "maturity", self.maturity, layers + 1
+        for field in ("layer_kl", "suffix_kl", "suffix_agreement", "attention_to_visual"):
             if getattr(self, field):
                 yield field, getattr(self, field), layers

@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import Literal
 
 from halfv_accel.errors import HalfVError
-from halfv_accel.strategies import AnchorCover, KeepNone, LastTokenAttention, Strategy, resolve
+from halfv_accel.strategies import AnchorCover, KeepNone, LastTokenAttention, ScoredBy, Strategy, resolve
 
 Then = Literal["drop", "freeze"]
 Fidelity = Literal["paper", "reference"]
@@ -116,6 +116,8 @@ def halfv_plan(
     ssr_mode: SSRMode = "none",
     ssr_layer: int | None = None,
     ssr_retention: float | None = None,
+    ivr_scored_by: ScoredBy = "previous",
+    ssr_scored_by: ScoredBy = "previous",
     fidelity: Fidelity = "paper",
     min_visual_tokens: int = 0,
 ) -> Plan:
@@ -131,10 +133,13 @@ def halfv_plan(
         L_SSR; needed unless `ssr_mode` is "none".
     ssr_retention : float, optional
         Share of the original visual tokens that `sparse` leaves; of no use to the other modes.
+    ivr_scored_by, ssr_scored_by : {"previous", "own"}
+        Which layer's attention ranks the anchors, and the tokens that `sparse` leaves: alpha^(L) of §3.3 taken in the
+        layer before the stage, as the public code does, or in the stage's own.
     fidelity, min_visual_tokens
         As in `Plan`.
     """
-    ivr = Stage("ivr", ivr_layer, AnchorCover(anchor_ratio=anchor_ratio), ivr_retention)
+    ivr = Stage("ivr", ivr_layer, AnchorCover(anchor_ratio, ivr_scored_by), ivr_retention)
     if ssr_mode == "none":
         return Plan((ivr,), fidelity, min_visual_tokens)
     if ssr_mode not in ("sparse", "freeze"):
@@ -145,7 +150,7 @@ def halfv_plan(
         return Plan((ivr, Stage("ssr", ssr_layer, KeepNone(), 0.0, "freeze")), fidelity, min_visual_tokens)
     if ssr_retention is None:
         raise HalfVError("ssr_mode 'sparse' needs ssr_retention: give the share of visual tokens to keep, e.g. 0.05")
-    ssr = Stage("ssr", ssr_layer, LastTokenAttention(rotary=True), ssr_retention)
+    ssr = Stage("ssr", ssr_layer, LastTokenAttention(rotary=True, scored_by=ssr_scored_by), ssr_retention)
     return Plan((ivr, ssr), fidelity, min_visual_tokens)
 
 

@@ -2,6 +2,7 @@
 
 Stages are separated by commas, and each is ``what:layer[:retention[:anchor_ratio]]``: ``ivr`` (AnchorCover), ``sparse``
 (by attention of the last token), ``freeze``, or the name of a registered strategy; all but ``freeze`` drop the others.
+Behind ``ivr`` and ``sparse`` the word ``:own`` takes the attention of the stage's own layer, not of the one before.
 
 >>> describe_plan(parse_plan("ivr:3:0.5:0.2,freeze:15"))
 'ivr:3:0.5:0.2,freeze:15'
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from halfv_accel.errors import HalfVError
 from halfv_accel.plan import Plan, Stage
-from halfv_accel.strategies import STRATEGIES, AnchorCover, KeepNone, LastTokenAttention
+from halfv_accel.strategies import STRATEGIES, AnchorCover, KeepNone, LastTokenAttention, ScoredBy
 
 EXAMPLE = "ivr:2:0.25,sparse:21:0.05"
 
@@ -38,6 +39,9 @@ def describe_plan(plan: Plan | None) -> str:
 
 def _stage(part: str) -> Stage:
     what, *rest = part.split(":")
+    own = what in ("ivr", "sparse") and rest[-1:] == ["own"]
+    scored_by: ScoredBy = "own" if own else "previous"
+    rest = rest[:-1] if own else rest
     numbers = [_number(part, value) for value in rest]
     if what not in ("ivr", "sparse", "freeze", *STRATEGIES):
         names = ", ".join(("ivr", "sparse", "freeze", *STRATEGIES))
@@ -55,9 +59,11 @@ def _stage(part: str) -> Stage:
             "ssr" if what == "freeze" else what, layer, KeepNone(), 0.0, "freeze" if what == "freeze" else "drop"
         )
     if what == "ivr":
-        return Stage("ivr", layer, AnchorCover(*numbers[2:]), numbers[1])
+        return Stage(
+            "ivr", layer, AnchorCover(numbers[2] if numbers[2:] else AnchorCover.anchor_ratio, scored_by), numbers[1]
+        )
     if what == "sparse":
-        return Stage("ssr", layer, LastTokenAttention(), numbers[1])
+        return Stage("ssr", layer, LastTokenAttention(scored_by=scored_by), numbers[1])
     return Stage(what, layer, STRATEGIES.resolve(what), numbers[1])
 
 
@@ -79,6 +85,12 @@ def _words(stage: Stage) -> str:
         return f"{'freeze' if stage.then == 'freeze' else name}:{layer}"
     if stage.then == "freeze":
         return f"freeze but {name}:{share}"
-    if isinstance(strategy, AnchorCover) and strategy == AnchorCover(strategy.anchor_ratio):
-        return f"ivr:{share}:{strategy.anchor_ratio:g}"
-    return f"{'sparse' if strategy == LastTokenAttention() else name}:{share}"
+    if isinstance(strategy, AnchorCover):
+        return f"ivr:{share}:{strategy.anchor_ratio:g}{_own(strategy)}"
+    if isinstance(strategy, LastTokenAttention) and strategy.rotary:
+        return f"sparse:{share}{_own(strategy)}"
+    return f"{name}:{share}"
+
+
+def _own(strategy: AnchorCover | LastTokenAttention) -> str:
+    return ":own" if strategy.scored_by == "own" else ""

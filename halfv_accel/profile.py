@@ -14,10 +14,12 @@ from typing import Any
 from pydantic import Field, ValidationError, model_validator
 
 from halfv_accel.errors import HalfVError
-from halfv_accel.evidence import Document, Evidence, Layer, Ratio
+from halfv_accel.evidence import Evidence, Layer, Ratio
 from halfv_accel.files import write_atomically
 from halfv_accel.identity import ModelInfo, fingerprint, model_info
 from halfv_accel.plan import Fidelity, Plan, SSRMode, halfv_plan
+from halfv_accel.settings import Document, Settings, Share
+from halfv_accel.strategies import ScoredBy
 
 __all__ = [
     "IVR",
@@ -31,7 +33,9 @@ __all__ = [
     "model_info",
 ]
 
-SCHEMA_VERSION = "1.2"  # 1.1: trials, utility, votes and more curves in the evidence; 1.2: min_visual_tokens
+# 1.1: trials, utility, votes and more curves in the evidence; 1.2: min_visual_tokens; 1.3: scored_by, the settings, and
+# witnesses, verdicts, isolated trials, a null model and what holds in the evidence.
+SCHEMA_VERSION = "1.3"
 
 
 class IVR(Document):
@@ -39,7 +43,8 @@ class IVR(Document):
 
     layer: Layer = Field(description="L_IVR: the stage acts on the input of this decoder layer.")
     retention: Ratio = Field(description="R_IVR: visual tokens kept / all.")
-    anchor_ratio: Ratio = Field(description="R_S: share of the kept tokens chosen for relevance.")
+    anchor_ratio: Share = Field(description="R_S: share of the kept tokens chosen for relevance.")
+    scored_by: ScoredBy = Field(default="previous", description="Whose attention: layer L_IVR - 1's, or L_IVR's own.")
 
 
 class SSR(Document):
@@ -48,6 +53,7 @@ class SSR(Document):
     mode: SSRMode
     layer: Layer | None = Field(default=None, description="L_SSR; absent only with mode 'none'.")
     retention: Ratio | None = Field(default=None, description="Visual tokens kept / all, for mode 'sparse'.")
+    scored_by: ScoredBy = Field(default="previous", description="As in IVR; of use to mode 'sparse' only.")
 
 
 class Calibration(Document):
@@ -59,6 +65,7 @@ class Calibration(Document):
     seed: int
     fidelity: Fidelity = "paper"
     versions: dict[str, str] = Field(default_factory=dict)
+    settings: Settings | None = Field(default=None, description="All that was asked for; absent before 1.3.")
 
 
 class Profile(Document):
@@ -115,6 +122,8 @@ class Profile(Document):
             ssr_mode=self.ssr.mode,
             ssr_layer=self.ssr.layer,
             ssr_retention=self.ssr.retention,
+            ivr_scored_by=self.ivr.scored_by,
+            ssr_scored_by=self.ssr.scored_by,
             fidelity=self.calibration.fidelity,
             min_visual_tokens=self.min_visual_tokens,
         )

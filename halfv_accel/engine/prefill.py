@@ -226,8 +226,7 @@ class Prefill:
         if isinstance(stage.strategy, KeepNone):  # nothing to choose
             return candidates & on_device([left > 0 for left in budget], candidates.device)[:, None]
         visual = Rows.packed_left(candidates, self.counts)
-        scorer = self.family.layers[stage.layer - 1]
-        view = LayerView(self.family, scorer, before, here, visual, self.last, self.fidelity)
+        view = LayerView(self.family, stage.layer, before, here, visual, self.last, self.fidelity)
         wanted = on_device(budget, candidates.device)
         with torch.no_grad():  # a choice has no gradient
             chosen = stage.strategy.select(view, wanted)

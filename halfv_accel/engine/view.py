@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from halfv_accel.adapters import Family
 from halfv_accel.adapters.base import Rotary, products
 from halfv_accel.engine.rows import Rows
 from halfv_accel.plan import Fidelity
+from halfv_accel.strategies import ScoredBy
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class LayerView:
     Parameters
     ----------
     family : Family
-    scorer : module
-        Decoder layer L-1, whose own norm and projections give the scores.
+    layer : int
+        L, the layer in front of which the stage acts.
     before, here : LayerInput
         Inputs of layer L-1 and of layer L.
     visual : Rows
@@ -48,7 +48,7 @@ class LayerView:
     """
 
     family: Family
-    scorer: Any
+    layer: int
     before: LayerInput
     here: LayerInput
     visual: Rows
@@ -65,18 +65,22 @@ class LayerView:
         states = self.visual.gather(self.here.states)
         return self.family.normed(states).to(states.device) if self.fidelity == "reference" else states
 
-    def last_token_scores(self, rotary: bool) -> Tensor:
+    def last_token_scores(self, rotary: bool, scored_by: ScoredBy = "previous") -> Tensor:
         """softmax(q k / sqrt(d)) over the visual keys, mean over heads: [B, V] float32, 0 on padding.
 
-        "reference" leaves out 1/sqrt(d), as the public code does.
+        By layer L-1's own norm and projections on what that layer received, as the public code does ("previous"), or
+        by layer L's on what the stage receives, as the paper's alpha^(L) can be read ("own"). "reference" leaves out
+        1/sqrt(d), as the public code does.
         """
-        query_states, query_rotary = self.before.at(Rows(self.last[:, None], None, self.before.states.shape[1]))
-        key_states, key_rotary = self.before.at(self.visual)
-        query = self.family.queries(self.scorer, query_states, query_rotary if rotary else None)  # [B, heads, 1, d]
+        seen, number = (self.before, self.layer - 1) if scored_by == "previous" else (self.here, self.layer)
+        scorer = self.family.layers[number]
+        query_states, query_rotary = seen.at(Rows(self.last[:, None], None, seen.states.shape[1]))
+        key_states, key_rotary = seen.at(self.visual)
+        query = self.family.queries(scorer, query_states, query_rotary if rotary else None)  # [B, heads, 1, d]
         if rotary:
-            logits = products(query, self.family.keys(self.scorer, key_states, key_rotary))
+            logits = products(query, self.family.keys(scorer, key_states, key_rotary))
         else:
-            logits = self.family.unrotated_products(self.scorer, query, key_states)
+            logits = self.family.unrotated_products(scorer, query, key_states)
         logits = logits.to(self.present.device)  # [B, heads, V]
         if self.fidelity == "paper":
             logits = logits * query.shape[-1] ** -0.5

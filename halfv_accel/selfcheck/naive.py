@@ -55,8 +55,12 @@ def choose(
     """
     budget = min(max(1, int(visual * stage.retention + 1e-6)), len(candidates))
     covers = isinstance(stage.strategy, AnchorCover)
-    scores = last_token_scores(layers[stage.layer - 1], seen[stage.layer - 1], row, candidates, rotary=not covers)
-    anchors = int(budget * stage.strategy.anchor_ratio + 1e-6) if isinstance(stage.strategy, AnchorCover) else budget
+    scorer = stage.layer - (getattr(stage.strategy, "scored_by", "previous") == "previous")
+    scores = last_token_scores(layers[scorer], seen[scorer], row, candidates, rotary=not covers)
+    anchors = budget
+    if isinstance(stage.strategy, AnchorCover):
+        ratio = stage.strategy.anchor_ratio
+        anchors = max(int(budget * ratio + 1e-6), int(ratio > 0))
     chosen: set[int] = set()
     while len(chosen) < anchors:
         rest = {position: score for position, score in scores.items() if position not in chosen}

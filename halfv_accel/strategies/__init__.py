@@ -10,7 +10,7 @@ from halfv_accel.strategies.anchor_cover import AnchorCover
 from halfv_accel.strategies.keep_none import KeepNone
 from halfv_accel.strategies.last_token_attention import LastTokenAttention
 from halfv_accel.strategies.random_choice import RandomChoice
-from halfv_accel.strategies.registry import STRATEGIES, Counted, Strategy, View, register, resolve
+from halfv_accel.strategies.registry import STRATEGIES, Counted, ScoredBy, Strategy, View, register, resolve
 
 __all__ = [
     "STRATEGIES",
@@ -19,6 +19,7 @@ __all__ = [
     "KeepNone",
     "LastTokenAttention",
     "RandomChoice",
+    "ScoredBy",
     "Strategy",
     "View",
     "register",

@@ -17,7 +17,7 @@ from halfv_accel.decoder import Decoder
 from halfv_accel.errors import HalfVError
 from halfv_accel.strategies.farthest_points import farthest_points
 from halfv_accel.strategies.ranking import top_k_mask
-from halfv_accel.strategies.registry import View, register
+from halfv_accel.strategies.registry import ScoredBy, View, check_scored_by, register
 
 
 @register("anchor_cover")
@@ -28,11 +28,14 @@ class AnchorCover:
     Parameters
     ----------
     anchor_ratio : float
-        R_S: the share of the budget that goes to anchors, rounded down. With no anchor the first visual token is the
-        first point.
+        R_S: the share of the budget that goes to anchors, rounded down, but at least one where R_S > 0: a small budget
+        never leaves the text without a say. With R_S = 0 the first visual token is the first point.
+    scored_by : {"previous", "own"}
+        Whose attention is the relevance: the layer's before the stage (the public code), or the stage's own layer's.
     """
 
     anchor_ratio: float = 0.1
+    scored_by: ScoredBy = "previous"
 
     def __post_init__(self) -> None:
         if isinstance(self.anchor_ratio, bool) or not isinstance(self.anchor_ratio, (int, float)):
@@ -40,11 +43,16 @@ class AnchorCover:
         if not 0 <= self.anchor_ratio <= 1:
             raise HalfVError(f"anchor_ratio is {self.anchor_ratio!r}: give a number in [0, 1]")
 
+        check_scored_by(self.scored_by)
+
     def select(self, view: View, budget: Tensor) -> Tensor:
         anchors = torch.floor(budget.double() * self.anchor_ratio + 1e-9).long()  # see floor_share
-        scores = view.last_token_scores(rotary=False)
+        if self.anchor_ratio > 0:
+            anchors = torch.maximum(anchors, budget.clamp(max=1))
+        scores = view.last_token_scores(rotary=False, scored_by=self.scored_by)
         return farthest_points(view.states, view.present, top_k_mask(scores, view.present, anchors), budget)
 
     def flops(self, decoder: Decoder, candidates: int, kept: int) -> int:
-        cosines = candidates * (candidates + floor_share(kept, self.anchor_ratio))
+        anchors = max(floor_share(kept, self.anchor_ratio), min(kept, 1) if self.anchor_ratio > 0 else 0)
+        cosines = candidates * (candidates + anchors)
         return decoder.last_token_flops(candidates, rotary=False) + 2 * cosines * decoder.hidden

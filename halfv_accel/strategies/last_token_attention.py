@@ -12,7 +12,7 @@ from torch import Tensor
 
 from halfv_accel.decoder import Decoder
 from halfv_accel.strategies.ranking import top_k_mask
-from halfv_accel.strategies.registry import View, register
+from halfv_accel.strategies.registry import ScoredBy, View, check_scored_by, register
 
 
 @register("last_token_attention")
@@ -24,12 +24,18 @@ class LastTokenAttention:
     ----------
     rotary : bool
         Position embedding on, as in SSR, or off, as for IVR's anchors (Appendix G.2, Table 8).
+    scored_by : {"previous", "own"}
+        Whose attention ranks: the layer's before the stage (the public code), or the stage's own layer's.
     """
 
     rotary: bool = True
+    scored_by: ScoredBy = "previous"
+
+    def __post_init__(self) -> None:
+        check_scored_by(self.scored_by)
 
     def select(self, view: View, budget: Tensor) -> Tensor:
-        return top_k_mask(view.last_token_scores(rotary=self.rotary), view.present, budget)
+        return top_k_mask(view.last_token_scores(self.rotary, self.scored_by), view.present, budget)
 
     def flops(self, decoder: Decoder, candidates: int, kept: int) -> int:
         return decoder.last_token_flops(candidates, self.rotary)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 from torch import Tensor
 
@@ -13,6 +13,20 @@ from halfv_accel.decoder import Decoder
 from halfv_accel.errors import HalfVError
 
 Class = TypeVar("Class", bound=type)
+ScoredBy = Literal["previous", "own"]
+
+
+def check_scored_by(scored_by: object) -> None:
+    """Refuse anything but the two layers whose attention may rank the tokens of a stage.
+
+    Raises
+    ------
+    HalfVError
+    """
+    if scored_by not in get_args(ScoredBy):
+        raise HalfVError(
+            f"scored_by is {scored_by!r}: choose 'previous' (the layer before the stage) or 'own' (the stage's layer)"
+        )
 
 
 class View(Protocol):
@@ -32,8 +46,11 @@ class View(Protocol):
         """Hidden states of the visual tokens, input of the stage's layer: [B, V, H]."""
         ...
 
-    def last_token_scores(self, rotary: bool) -> Tensor:
-        """Attention of the row's last text token to its visual tokens, mean over heads: [B, V], 0 on padding."""
+    def last_token_scores(self, rotary: bool, scored_by: ScoredBy = "previous") -> Tensor:
+        """Attention of the row's last text token to its visual tokens, mean over heads: [B, V], 0 on padding.
+
+        It is taken in the layer before the stage's ("previous"), or in the stage's "own".
+        """
         ...
 
 

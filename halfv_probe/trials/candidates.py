@@ -14,6 +14,7 @@ from typing import Any
 from halfv_accel import HalfVError
 from halfv_accel.flops import prefill_flops, selection_flops
 from halfv_accel.plan import Fidelity, Plan, SSRMode, halfv_plan
+from halfv_accel.strategies import ScoredBy
 
 # Table 9: the Qwen row for sparse, the LLaVA-1.5 rows for freeze. (R_IVR, R_S, kept by SSR)
 PAPER = {"sparse": (0.25, 0.1, 0.05), "freeze": (0.5, 0.2, None)}
@@ -32,6 +33,8 @@ class Candidate:
     ssr_mode: SSRMode = "none"
     ssr_layer: int | None = None
     ssr_retention: float | None = None
+    ivr_scored_by: ScoredBy = "previous"
+    ssr_scored_by: ScoredBy = "previous"
 
     def plan(self, fidelity: Fidelity = "paper") -> Plan:
         return halfv_plan(**asdict(self), fidelity=fidelity)

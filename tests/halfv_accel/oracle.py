@@ -23,7 +23,8 @@ def run(miniature, prompt, plan, new_tokens=0):
     """Logits [S, V] of the prompt, greedy tokens, logits at each of them, and the visual positions kept by each stage.
 
     `plan` is a dict: ivr=(layer, kept, anchors), and optionally sparse=(layer, kept) or freeze=layer, in token counts;
-    with reference=True, scores lack 1/sqrt(d) and farthest points are sought among normed states.
+    with reference=True, scores lack 1/sqrt(d) and farthest points are sought among normed states. `own` names the
+    stages whose own layer scores, instead of the layer before.
     """
     generated, steps, first, kept = [], [], None, None
     for _ in range(new_tokens + 1):
@@ -53,13 +54,15 @@ def forward(miniature, prompt, generated, plan):
             _, count, anchors = plan["ivr"]
             for turn, end in enumerate(ends):
                 if alive[turn]:
-                    score, most = scores(above, before, None, end - 1, alive[turn], reference), len(alive[turn])
+                    scorer, seen = (layer, hidden) if "ivr" in plan.get("own", ()) else (above, before)
+                    score, most = scores(scorer, seen, None, end - 1, alive[turn], reference), len(alive[turn])
                     alive[turn] = farthest(text, hidden, alive[turn], score, min(count, most), anchors, reference)
             kept.append(alive[-1])
         if "sparse" in plan and index == plan["sparse"][0]:
             for turn, end in enumerate(ends):
                 if alive[turn]:
-                    score = scores(above, before, rotary, end - 1, alive[turn], reference)
+                    scorer, seen = (layer, hidden) if "sparse" in plan.get("own", ()) else (above, before)
+                    score = scores(scorer, seen, rotary, end - 1, alive[turn], reference)
                     alive[turn] = sorted(sorted(alive[turn], key=lambda p: -score[p])[: plan["sparse"][1]])
             kept.append(alive[-1])
         if index == plan.get("freeze"):

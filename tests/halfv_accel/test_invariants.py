@@ -10,6 +10,7 @@ from halfv_accel.engine.prefill import Prefill
 
 from .miniatures import MINIATURES
 
+SCORERS = st.sampled_from(["previous", "own"])
 RATIOS = st.sampled_from([0.01, 0.05, 0.1, 0.29, 0.5, 0.77, 1.0])
 
 
@@ -29,7 +30,8 @@ def plans(draw):
     ivr, anchors, ssr = draw(RATIOS), draw(st.sampled_from([0.0, 0.1, 0.5, 1.0])), draw(RATIOS)
     mode, layer = draw(st.sampled_from(["sparse", "freeze", "none"])), draw(st.integers(1, 4))
     last = dict(ssr_layer=draw(st.integers(layer + 1, 5)), ssr_retention=ssr) if mode != "none" else {}
-    plan = halfv_plan(ivr_layer=layer, ivr_retention=ivr, anchor_ratio=anchors, ssr_mode=mode, **last)
+    scorers = dict(zip(("ivr_scored_by", "ssr_scored_by"), draw(st.tuples(SCORERS, SCORERS)), strict=True))
+    plan = halfv_plan(ivr_layer=layer, ivr_retention=ivr, anchor_ratio=anchors, ssr_mode=mode, **last, **scorers)
     return plan, (ivr, anchors, ssr)
 
 
@@ -110,7 +112,8 @@ def test_anchors_are_the_best_scored_and_stay(batch, plan):
     def spy(self, stage, before, here, candidates, budget):
         kept = select_(self, stage, before, here, candidates, budget)
         if stage.name == "ivr":
-            chosen.append((before, here, candidates, kept, budget))
+            own = stage.strategy.scored_by == "own"
+            chosen.append((here if own else before, stage.layer - (not own), candidates, kept, budget))
         return kept
 
     Prefill._select = spy
@@ -118,10 +121,11 @@ def test_anchors_are_the_best_scored_and_stay(batch, plan):
         select(mini, prompts, plan[0])
     finally:
         Prefill._select = select_
-    for before, _, candidates, kept, budget in chosen:
-        scores = naive_scores(mini, plan[0].stages[0].layer - 1, before.states, candidates, prompts)
+    for seen, scorer, candidates, kept, budget in chosen:
+        scores = naive_scores(mini, scorer, seen.states, candidates, prompts)
         for row, (row_scores, count) in enumerate(zip(scores, budget, strict=True)):
-            anchors = sorted(row_scores, key=lambda p, s=row_scores: (-s[p], p))[: floor_share(count, plan[1][1])]
+            wanted = max(floor_share(count, plan[1][1]), min(count, 1) if plan[1][1] else 0)
+            anchors = sorted(row_scores, key=lambda p, s=row_scores: (-s[p], p))[:wanted]
             assert all(kept[row, position] for position in anchors)
 
 

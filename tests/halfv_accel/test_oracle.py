@@ -14,12 +14,23 @@ TOLERANCE = 1e-4  # largest difference between logits of size about 1, float32; 
 NEW_TOKENS = 2
 
 PLANS = {
-    "prune, no anchors": dict(ivr_layer=1, ivr_retention=0.3, anchor_ratio=0.01),
+    "prune, no anchors": dict(ivr_layer=1, ivr_retention=0.3, anchor_ratio=0.0),
+    "prune, one anchor": dict(ivr_layer=1, ivr_retention=0.3, anchor_ratio=0.01),
     "prune": dict(ivr_layer=2, ivr_retention=0.4, anchor_ratio=0.3),
     "prune late": dict(ivr_layer=5, ivr_retention=0.6, anchor_ratio=0.1),
     "sparse": dict(ivr_layer=1, ivr_retention=0.5, anchor_ratio=0.2, ssr_mode="sparse", ssr_layer=3, ssr_retention=0.1),
     "sparse next": dict(ivr_layer=2, ivr_retention=0.5, ssr_mode="sparse", ssr_layer=3, ssr_retention=0.2),
     "sparse late": dict(ivr_layer=3, ivr_retention=0.7, ssr_mode="sparse", ssr_layer=5, ssr_retention=0.1),
+    "own scores": dict(
+        ivr_layer=1,
+        ivr_retention=0.5,
+        anchor_ratio=0.4,
+        ssr_mode="sparse",
+        ssr_layer=3,
+        ssr_retention=0.2,
+        ivr_scored_by="own",
+        ssr_scored_by="own",
+    ),
     "freeze": dict(ivr_layer=2, ivr_retention=0.5, anchor_ratio=0.2, ssr_mode="freeze", ssr_layer=4),
     "freeze at once": dict(ivr_layer=2, ivr_retention=0.5, anchor_ratio=0.2, ssr_mode="freeze", ssr_layer=2),
     "freeze early": dict(ivr_layer=1, ivr_retention=0.5, anchor_ratio=0.2, ssr_mode="freeze", ssr_layer=2),
@@ -38,7 +49,11 @@ BATCHES = {  # (pictures, words in the question, videos) of each row
 def counts(plan, visual):
     """The plan in token counts, by the paper's rounding: whole tokens, at least one."""
     kept = max(1, int(visual * plan["ivr_retention"] + 1e-6))
-    spec = {"ivr": (plan["ivr_layer"], kept, int(kept * plan.get("anchor_ratio", 0.1) + 1e-6))}
+    ratio = plan.get("anchor_ratio", 0.1)
+    spec = {"ivr": (plan["ivr_layer"], kept, max(int(kept * ratio + 1e-6), int(ratio > 0)))}
+    spec["own"] = [
+        name for name, key in (("ivr", "ivr_scored_by"), ("sparse", "ssr_scored_by")) if plan.get(key) == "own"
+    ]
     if plan.get("ssr_mode") == "sparse":
         spec["sparse"] = (plan["ssr_layer"], max(1, int(visual * plan["ssr_retention"] + 1e-6)))
     if plan.get("ssr_mode") == "freeze":

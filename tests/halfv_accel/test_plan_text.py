@@ -10,8 +10,11 @@ from halfv_accel.bench.presets import PRESETS
 from halfv_accel.strategies import STRATEGIES, AnchorCover, KeepNone, LastTokenAttention
 
 ratios = st.integers(1, 100).map(lambda percent: percent / 100)
+scorers = st.sampled_from(["previous", "own"])
 choosing = st.one_of(
-    st.builds(AnchorCover, ratios), st.sampled_from([STRATEGIES.resolve(n) for n in STRATEGIES if n != "keep_none"])
+    st.builds(AnchorCover, ratios, scorers),
+    st.builds(LastTokenAttention, scored_by=scorers),
+    st.sampled_from([STRATEGIES.resolve(n) for n in STRATEGIES if n != "keep_none"]),
 )
 
 
@@ -40,6 +43,10 @@ def test_words_of_the_paper_s_plans():
     paper = dict(ivr_layer=2, ivr_retention=0.25, anchor_ratio=0.1)
     assert read == halfv_plan(**paper, ssr_mode="sparse", ssr_layer=21, ssr_retention=0.05)
     assert parse_plan("ivr:2:0.25,freeze:2") == halfv_plan(**paper, ssr_mode="freeze", ssr_layer=2)
+    own = halfv_plan(
+        **paper, ivr_scored_by="own", ssr_mode="sparse", ssr_layer=21, ssr_retention=0.05, ssr_scored_by="own"
+    )
+    assert parse_plan("ivr:2:0.25:own,sparse:21:0.05:own") == own
     assert parse_plan("last_token_attention:2:0.5").stages[0].strategy == LastTokenAttention()
     table_9 = {name: describe_plan(preset.plan) for name, preset in PRESETS.items() if preset.plan}
     assert table_9 == {

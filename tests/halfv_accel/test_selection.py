@@ -39,9 +39,12 @@ def test_anchor_cover_fills_the_budget_and_keeps_its_anchors(case, ratio, random
     states, counts, budget, _ = case
     present = torch.arange(states.shape[1]) < torch.tensor(counts)[:, None]
     scores = torch.tensor([[random.random() for _ in row] for row in present]) * present
-    view = type("View", (), dict(states=states, present=present, last_token_scores=lambda self, rotary: scores))()
+    view = type(
+        "View", (), dict(states=states, present=present, last_token_scores=lambda self, rotary, scored_by: scores)
+    )()
     chosen = AnchorCover(ratio).select(view, torch.tensor(budget))
-    anchors = top_k_mask(scores, present, torch.tensor([floor_share(b, ratio) for b in budget]))
+    wanted = [max(floor_share(b, ratio), min(b, 1) if ratio else 0) for b in budget]  # the text always has a say
+    anchors = top_k_mask(scores, present, torch.tensor(wanted))
     assert chosen.sum(1).tolist() == budget
     assert not (chosen & ~present).any()
     assert not (anchors & ~chosen).any()

@@ -81,7 +81,7 @@ def moves_frozen(monkeypatch):
 def scores_with_rotary(monkeypatch):
     """Anchors are scored with position embeddings."""
     original = LayerView.last_token_scores
-    monkeypatch.setattr(LayerView, "last_token_scores", lambda self, rotary: original(self, rotary=True))
+    monkeypatch.setattr(LayerView, "last_token_scores", lambda self, rotary, scored_by: original(self, True, scored_by))
 
 
 def covers_nothing(monkeypatch):

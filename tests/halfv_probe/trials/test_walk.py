@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.halfv_probe.measures.test_replay import most_states_held
 
 from halfv_accel import HalfVError, accelerate, halfv_plan
 from halfv_probe.trials.replies import Replies, greedy_replies
 from halfv_probe.trials.walk import run_trials
 from tests.halfv_accel.miniatures import LAYERS, MINIATURES
+from tests.halfv_probe.measures.test_replay import most_states_held
 
 REPLY = 4
 TOLERANCE = 2e-5  # nats, float32

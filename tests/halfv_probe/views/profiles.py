@@ -28,7 +28,7 @@ def made_up(layers=28, ivr=3, ssr=20, mode="sparse", *, name="someone/some-model
         measured |= _new_in_1_1(layers, ivr, ssr, mode, visual, kl, rng)
     return Profile.model_validate(
         dict(
-            schema_version="1.0" if old else "1.2",
+            schema_version="1.0" if old else "1.3",
             model=dict(
                 id=name,
                 architecture="Qwen2_5_VLForConditionalGeneration",
