@@ -11,18 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from halfv_cli.options import MODEL_HELP, Device
+from halfv_cli.plans import PlanText, ProfileOrPlan, plan_on, read_plan
 
 if TYPE_CHECKING:
     from halfv_accel import Plan, Profile
     from halfv_accel.bench import BreakEven, Comparison
     from halfv_accel.bench.results import Quantity, Ratio
 
-PRESET_NAMES = (
-    "llava-1.5-7b, llava-1.5-13b, llava-next-7b, qwen2.5-vl-7b, qwen2-vl-7b, qwen3-vl-4b, mid (fits a laptop)"
-)
-PLAN_HELP = (
-    "Instead of a profile: stages as what:layer:retention[:anchor_ratio], such as ivr:2:0.25,sparse:21:0.05 or "
-    "ivr:3:0.5:0.2,freeze:15; or paper, the model's plan of Table 9."
+RANDOM_NAMES = (
+    "llava-1.5-7b, llava-1.5-13b, llava-next-mistral-7b (or llava-next-7b), qwen2-vl-7b, qwen2.5-vl-7b, qwen3-vl-4b, "
+    "mid (fits a laptop)"
 )
 BREAK_EVEN_SIDE = 4  # LLaVA with random weights gets pictures of 16 tokens, so that nearly every number can be had
 DOUBT, FEW = "spread too large to conclude", "too few rounds to conclude"
@@ -40,9 +38,9 @@ ROWS = (
 
 
 def bench(
-    model: Annotated[str, typer.Option(help=f"{MODEL_HELP} With --random-weights: {PRESET_NAMES}.")],
-    profile: Annotated[Path | None, typer.Option(help="The profile that calibrate wrote.", show_default=False)] = None,
-    plan: Annotated[str | None, typer.Option(help=PLAN_HELP, show_default=False)] = None,
+    model: Annotated[str, typer.Option(help=f"{MODEL_HELP} With --random-weights: {RANDOM_NAMES}.")],
+    profile: ProfileOrPlan = None,
+    plan: PlanText = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Build the true size without a checkpoint: speed is the same.")
     ] = False,
@@ -76,8 +74,8 @@ def bench(
     choosing at random. Every speedup is a median of paired runs with a 95 % interval.
     """
     sizes = _batch_sizes(batch, break_even)
-    _check_options(profile, plan, break_even, write_profile, ragged, chart)
-    from halfv_accel import accelerate
+    _check_options(profile, break_even, write_profile, ragged, chart)
+    from halfv_accel import Profile, accelerate
     from halfv_accel.bench import describe_plan, find_break_even, provenance
     from halfv_accel.files import check_writable
 
@@ -86,10 +84,13 @@ def bench(
         from halfv_probe.views.bench_chart import check_chart_path
 
         check_chart_path(chart)
-    loaded, stages, source = _plan(model, profile, plan)
+    asked = read_plan(profile, plan, model)
+    loaded = asked if isinstance(asked, Profile) else None
     side = _side(visual_tokens, break_even)
     vlm = _open(model, loaded, random_weights, device, dtype, seed, side, attention)
+    stages = plan_on(vlm, asked)
     accelerate(vlm, stages)  # says at once whether plan and model go together
+    source = "Table 9" if asked is None else "--plan" if profile is None else str(profile)
     settings = dict(model=model, random_weights=random_weights, seed=seed, repeats=repeats, plan_source=source)
     settings |= dict(asked_visual_tokens=visual_tokens, asked_text_tokens=text_tokens, batch=sizes, ragged=ragged)
     document = {"provenance": provenance(vlm, plan=describe_plan(stages), **settings)}
@@ -126,37 +127,17 @@ def _batch_sizes(text: str, break_even: bool) -> list[int]:
 
 
 def _check_options(
-    profile: Path | None, plan: str | None, break_even: bool, write_profile: bool, ragged: bool, chart: Path | None
+    profile: Path | None, break_even: bool, write_profile: bool, ragged: bool, chart: Path | None
 ) -> None:
     """Options that make sense only together, or not together."""
     from halfv_accel import HalfVError
 
-    if (profile is None) == (plan is None):
-        given = "neither --profile nor --plan was" if profile is None else "both --profile and --plan were"
-        raise HalfVError(f"{given} given: give one of them, for example --plan ivr:2:0.5,freeze:6, or --plan paper")
     if write_profile and (profile is None or not break_even):
         raise HalfVError("--write-profile keeps what --break-even finds in a profile: add --break-even and --profile")
     if break_even and ragged:
         raise HalfVError("--break-even measures rows of equal length: leave --ragged out")
     if break_even and chart is not None:
         raise HalfVError("--chart draws a comparison, and --break-even makes none: leave one of them out")
-
-
-def _plan(model: str, profile: Path | None, text: str | None) -> tuple[Profile | None, Plan, str]:
-    """The profile if there is one, the plan, and where it is from."""
-    from halfv_accel import HalfVError, Profile
-    from halfv_accel.bench import PRESETS, parse_plan
-
-    if profile is not None:
-        loaded = Profile.load(profile)
-        return loaded, loaded.plan(), str(profile)
-    if text != "paper":
-        return None, parse_plan(text or ""), "--plan"
-    known = PRESETS.get(model)
-    if known is None or known.plan is None:
-        named = ", ".join(name for name, preset in PRESETS.items() if preset.plan is not None)
-        raise HalfVError(f"the paper has no plan for {model}: write one out with --plan, or give one of {named}")
-    return None, known.plan, known.source
 
 
 def _side(visual_tokens: int, break_even: bool) -> int:

@@ -9,7 +9,8 @@ from halfv_accel.engine.report import PrefillReport, StageReport
 from halfv_accel.engine.run import Run, accelerate
 from halfv_accel.errors import HalfVError
 from halfv_accel.flops import paper_flops, prefill_flops
-from halfv_accel.models import KNOWN_MODELS, load_model
+from halfv_accel.models import load_model
+from halfv_accel.names import KNOWN_MODELS, paper_plan
 from halfv_accel.plan import Plan, Stage, halfv_plan
 from halfv_accel.profile import Profile
 
@@ -26,5 +27,6 @@ __all__ = [
     "halfv_plan",
     "load_model",
     "paper_flops",
+    "paper_plan",
     "prefill_flops",
 ]

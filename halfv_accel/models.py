@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 from collections.abc import Iterator
@@ -18,22 +17,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from halfv_accel.adapters import FAMILIES, could_fit
 from halfv_accel.errors import HalfVError
+from halfv_accel.names import KNOWN_MODELS, checkpoint, checkpoint_advice
 from halfv_accel.processors import brief, load_processor
 
-KNOWN_MODELS: dict[str, str] = {
-    "qwen3-vl-2b": "Qwen/Qwen3-VL-2B-Instruct",
-    "qwen3-vl-4b": "Qwen/Qwen3-VL-4B-Instruct",
-    "qwen3-vl-8b": "Qwen/Qwen3-VL-8B-Instruct",
-    "qwen2.5-vl-3b": "Qwen/Qwen2.5-VL-3B-Instruct",
-    "qwen2.5-vl-7b": "Qwen/Qwen2.5-VL-7B-Instruct",
-    "qwen2-vl-2b": "Qwen/Qwen2-VL-2B-Instruct",
-    "qwen2-vl-7b": "Qwen/Qwen2-VL-7B-Instruct",
-    "llava-1.5-7b": "llava-hf/llava-1.5-7b-hf",
-    "llava-1.5-13b": "llava-hf/llava-1.5-13b-hf",
-    "llava-next-vicuna-7b": "llava-hf/llava-v1.6-vicuna-7b-hf",
-    "llava-next-mistral-7b": "llava-hf/llava-v1.6-mistral-7b-hf",
-    "video-llava-7b": "LanguageBind/Video-LLaVA-7B-hf",
-}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 PROBE_SECONDS = 10
 
@@ -49,7 +35,7 @@ def load_model(
     Parameters
     ----------
     name : str or path
-        A key of `KNOWN_MODELS`, a hub id, or a folder with a saved model and processor.
+        A key of `halfv_accel.KNOWN_MODELS`, a hub id, or a folder with a saved model and processor.
     device : str
         "auto" takes a GPU if there is one.
     dtype : str
@@ -91,9 +77,7 @@ def locate(name: str | os.PathLike[str]) -> tuple[str, bool]:
     text = os.fspath(name)
     if text.lower() not in KNOWN_MODELS and (Path(text).exists() or text.startswith((".", "/", "~"))):
         return _folder(Path(os.path.expanduser(text))), True
-    source = KNOWN_MODELS.get(text.lower(), text)
-    if source.count("/") != 1:
-        raise HalfVError(_unknown(text))
+    source = checkpoint(text)
     try:
         with _silent("huggingface_hub"):
             get_hf_file_metadata(hf_hub_url(source, "config.json"), timeout=PROBE_SECONDS)
@@ -130,7 +114,7 @@ def find_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     raise HalfVError(f"dtype '{dtype}' is not known: choose auto, float32, bfloat16, float16 or float64")
 
 
-_OTHER = f"give a folder with a saved model, a hub id, or one of {', '.join(KNOWN_MODELS)}"
+_OTHER = checkpoint_advice()
 
 
 def _check_architecture(source: str, config: Any) -> None:
@@ -175,9 +159,3 @@ def _folder(folder: Path) -> str:
     if not (folder / "config.json").is_file():
         raise HalfVError(f"{folder} has no config.json, so it holds no saved model: {_OTHER}")
     return str(folder)
-
-
-def _unknown(name: str) -> str:
-    close = difflib.get_close_matches(name.lower(), KNOWN_MODELS, n=1)
-    guess = f"did you mean {close[0]}? Else " if close else ""
-    return f"there is no model '{name}': {guess}{_OTHER}"

@@ -22,8 +22,9 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedModel
 
 from halfv_accel.adapters import family_of
+from halfv_accel.architectures import PATCH, middling
 from halfv_accel.bench.measure import interleave
-from halfv_accel.bench.presets import PATCH, assemble, middling
+from halfv_accel.bench.random_weights import assemble
 from halfv_accel.bench.results import cpu_name
 from halfv_probe.calibration.calibrate import versions
 from halfv_probe.measures.capture import watch_boundaries

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from halfv_accel import KNOWN_MODELS
 from halfv_accel.bench import targets
-from halfv_accel.models import KNOWN_MODELS
 from halfv_accel.profile import Profile, json_schema
 from halfv_accel.selfcheck.__main__ import main as selfcheck
 from halfv_cli.main import main

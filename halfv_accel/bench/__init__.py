@@ -2,13 +2,12 @@
 
 from halfv_accel.bench.break_even import BreakEven, find_break_even
 from halfv_accel.bench.measure import compare
-from halfv_accel.bench.presets import PRESETS, build, preset
 from halfv_accel.bench.prompts import build_prompt
+from halfv_accel.bench.random_weights import build
 from halfv_accel.bench.results import Comparison, provenance
 from halfv_accel.plan_text import describe_plan, parse_plan
 
 __all__ = [
-    "PRESETS",
     "BreakEven",
     "Comparison",
     "build",
@@ -17,6 +16,5 @@ __all__ = [
     "describe_plan",
     "find_break_even",
     "parse_plan",
-    "preset",
     "provenance",
 ]

@@ -30,6 +30,7 @@ from halfv_accel.engine.masks import decode_mask
 from halfv_accel.engine.prefill import Prefill
 from halfv_accel.engine.report import PrefillReport
 from halfv_accel.errors import HalfVError
+from halfv_accel.names import PAPER, named_plan
 from halfv_accel.plan import Plan
 from halfv_accel.profile import Profile
 
@@ -41,8 +42,10 @@ def accelerate(model: nn.Module, plan: Plan | Profile | str | os.PathLike[str]) 
     ----------
     model : PreTrainedModel
         An unmodified transformers model of a supported architecture, in evaluation mode.
-    plan : Plan, Profile or path
-        A profile is checked against the model first.
+    plan : Plan, Profile, path or str
+        A profile is checked against the model first. A str that ends in .json, has a folder in it or names a file is
+        the path of one; any other is a plan in words, such as "ivr:2:0.25,sparse:21:0.05", or "paper": the model's row
+        of Table 9.
 
     Returns
     -------
@@ -62,17 +65,29 @@ def accelerate(model: nn.Module, plan: Plan | Profile | str | os.PathLike[str]) 
     ([1024], [256])
     """
     family = family_of(model)
-    if isinstance(plan, (str, os.PathLike)):
+    if isinstance(plan, str) and not _is_path(plan):
+        plan = named_plan(plan, model)
+    elif isinstance(plan, (str, os.PathLike)):
         plan = Profile.load(plan)
     if isinstance(plan, Profile):
         plan.check(model)
         plan = plan.plan()
     if not isinstance(plan, Plan):
-        raise HalfVError(f"{type(plan).__name__} is not a plan: give a Plan, a Profile or the path of a profile.json")
+        raise HalfVError(
+            f"{type(plan).__name__} is not a plan: "
+            "give a Plan, a Profile, the path of a profile.json, or a plan in words"
+        )
     plan.check_depth(len(family.layers))
     refusals.check_model(family, plan)
     check_projections(family, plan.stages[0].layer - 1)
     return Run(family, plan)
+
+
+def _is_path(text: str) -> bool:
+    """Does a str name a profile, and not a plan? The word "paper" never does."""
+    if text == PAPER:
+        return False
+    return text.endswith(".json") or "/" in text or os.sep in text or os.path.exists(text)
 
 
 class Run:

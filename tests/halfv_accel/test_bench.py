@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from halfv_accel import HalfVError, accelerate, paper_flops, prefill_flops
+from halfv_accel.architectures import middling
 from halfv_accel.bench import build_prompt, compare, find_break_even, parse_plan, provenance
 from halfv_accel.bench import measure as measuring
 from halfv_accel.bench.break_even import BreakEven, grid, size_of
 from halfv_accel.bench.measure import Meter, cache_bytes, interleave, variants
-from halfv_accel.bench.presets import assemble, middling
+from halfv_accel.bench.random_weights import assemble
 from halfv_accel.bench.results import UNTOUCHED, Flops, Quantity, Ratio, Reading, Variant, variant
 from halfv_accel.engine.run import Run
 from halfv_accel.flops import selection_flops

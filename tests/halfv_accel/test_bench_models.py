@@ -1,4 +1,4 @@
-"""Presets have the sizes of the models that they are named after, and prompts the tokens that were asked for."""
+"""Architectures have the sizes of the models that they are named after, and prompts the tokens that were asked for."""
 
 import math
 
@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from halfv_accel import HalfVError
 from halfv_accel.adapters import FAMILIES
-from halfv_accel.bench import PRESETS, build, build_prompt, preset
-from halfv_accel.bench.presets import assemble, middling
+from halfv_accel.architectures import middling
+from halfv_accel.bench import build, build_prompt
 from halfv_accel.bench.prompts import _packings, best_side, near_square, ragged_sizes
+from halfv_accel.bench.random_weights import assemble
+from halfv_accel.names import MODELS, architecture
 
 from .miniatures import MINIATURES
 
@@ -19,7 +21,7 @@ from .miniatures import MINIATURES
 PUBLISHED = {
     "llava-1.5-7b": 7.06,
     "llava-1.5-13b": 13.35,
-    "llava-next-7b": 7.57,
+    "llava-next-mistral-7b": 7.57,
     "qwen2.5-vl-7b": 8.29,
     "qwen2-vl-7b": 8.29,
     "qwen3-vl-4b": 4.44,
@@ -28,22 +30,19 @@ REACHABLE = [name for name in MINIATURES if name != "video-llava"]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_presets_have_as_many_parameters_as_the_checkpoints(name):
+def test_architectures_have_as_many_parameters_as_the_checkpoints(name):
     model = build(name, "meta", torch.bfloat16)
     assert sum(parameter.numel() for parameter in model.parameters()) / 1e9 == pytest.approx(PUBLISHED[name], rel=0.01)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     assert type(model).__name__ in FAMILIES
-    plan = PRESETS[name].plan
-    if plan is not None:
-        plan.check_depth(model.config.get_text_config().num_hidden_layers)
 
 
-def test_the_middling_preset_is_twelve_layers_of_1024():
-    text = PRESETS["mid"].config().text_config
+def test_the_middling_model_is_twelve_layers_of_1024():
+    text = architecture("mid").text_config
     assert (text.hidden_size, text.num_hidden_layers, text.intermediate_size) == (1024, 12, 2816)
     assert (text.num_attention_heads, text.head_dim) == (16, 64)
-    assert set(PRESETS) == {*PUBLISHED, "mid"}
+    assert {name for name, known in MODELS.items() if known.config} == {*PUBLISHED, "mid"}
 
 
 def test_the_picture_s_side_changes_the_tower_and_nothing_else():
@@ -68,11 +67,6 @@ def test_random_weights_are_small_finite_and_repeatable():
     assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
     logits = models[0](**build_prompt(models[0], 32, 6).inputs).logits
     assert logits.isfinite().all() and not models[0].training
-
-
-def test_an_unknown_preset_is_guessed():
-    with pytest.raises(HalfVError, match=r"did you mean qwen2\.5-vl-7b.*mid"):
-        preset("qwen2.5-vl-8b")
 
 
 @pytest.mark.parametrize("name", REACHABLE)

@@ -105,8 +105,15 @@ def test_names(monkeypatch):
     refusal(lambda: load_model("llava-1.5-7"), r"did you mean llava-1\.5-7b\?")
     refusal(lambda: load_model("banana"), "no model 'banana'.*qwen2.5-vl-7b")
     refusal(lambda: load_model("a/b/c"), "no model 'a/b/c'")
+    refusal(lambda: load_model("mid"), "mid has no checkpoint and serves with random weights only.*qwen2.5-vl-7b")
     for source in KNOWN_MODELS.values():
         assert source.count("/") == 1
+
+
+def test_a_folder_may_have_the_name_of_a_model_without_checkpoint(saved, tmp_path, monkeypatch):
+    shutil.copytree(saved, tmp_path / "mid")
+    monkeypatch.chdir(tmp_path)
+    assert models.locate("mid") == ("mid", True)
 
 
 @pytest.mark.parametrize("problem", [ConnectionError("Name or service not known"), TimeoutError("timed out")])

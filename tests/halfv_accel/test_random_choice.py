@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from halfv_accel import HalfVError
-from halfv_accel.bench.presets import middling
+from halfv_accel.architectures import middling
 from halfv_accel.decoder import Decoder
 from halfv_accel.strategies import RandomChoice, resolve
 

@@ -5,8 +5,10 @@ import json
 import pytest
 
 from halfv_accel import Profile
-from halfv_accel.bench.presets import PRESETS, Preset, middling
+from halfv_accel.architectures import middling
 from halfv_accel.bench.results import Reading
+from halfv_accel.names import ALIASES, MODELS, Known, find
+from halfv_accel.plan_text import parse_plan
 
 from .test_bad_input import refused, snapshot
 
@@ -16,8 +18,8 @@ SMALL = ("--plan", PLAN, "--visual-tokens", 144, "--text-tokens", 8, "--new-toke
 
 @pytest.fixture
 def miniature(monkeypatch):
-    """A preset of two layers under the name mini."""
-    monkeypatch.setitem(PRESETS, "mini", Preset(lambda: middling(64, 2, 4)))
+    """A model of two layers under the name mini, as if the paper had run it."""
+    monkeypatch.setitem(MODELS, "mini", Known(config=lambda: middling(64, 2, 4), paper=parse_plan("ivr:1:0.5")))
 
 
 @pytest.fixture
@@ -122,7 +124,7 @@ def test_break_even_with_random_weights_tries_small_prompts(halfv, tmp_path, min
     [
         (["--plan", "melt:3"], "melt"),
         (["--plan", "ivr:99:0.5"], "99"),
-        (["--plan", "paper"], "llava-1.5-7b"),
+        (["--plan", "paper"], "no plan for a llava with 10 layers of width 128, only for llava-1.5-7b"),
         ([], "--plan ivr:2:0.5"),
         (["--plan", PLAN, "--profile", "no.json"], "both --profile and --plan"),
         (["--profile", "no.json"], "no.json does not exist"),
@@ -140,7 +142,7 @@ def test_break_even_with_random_weights_tries_small_prompts(halfv, tmp_path, min
         (["--plan", PLAN, "--dtype", "int8"], "int8"),
         (["--plan", PLAN, "--chart", "bench.docx"], "docx"),
         (["--plan", PLAN, "--out", "no-such-folder/bench.json"], "no-such-folder"),
-        (["--plan", PLAN, "--random-weights"], "no preset 'tiny-llava'"),
+        (["--plan", PLAN, "--random-weights"], "no model 'tiny-llava' with random weights"),
     ],
 )
 def test_stupid_input(halfv, tmp_path, arguments, fragment):
@@ -155,7 +157,33 @@ def test_a_profile_of_another_build_is_refused(halfv, tmp_path, profile_path, mi
     refused(halfv("bench", *arguments), tmp_path, before, *fragments)
 
 
-def test_help_names_every_preset(halfv):
+def test_the_paper_s_plan_is_timed_by_name(halfv, tmp_path, miniature):
+    result = halfv("bench", "--model", "mini", "--random-weights", "--plan", "paper", *SMALL[2:])
+    assert result.code == 0, result.err
+    origin = json.loads((tmp_path / "bench.json").read_text())["provenance"]
+    assert (origin["plan"], origin["plan_source"]) == ("ivr:1:0.5:0.1", "Table 9")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["qwen2-vl-7b", "--random-weights", "--plan", "paper"], "ivr:2:0.25:0.1,sparse:21:0.05, which is that of a"),
+        (["mid", "--random-weights", "--plan", "paper"], "the paper has no plan for mid, only for llava-1.5-7b"),
+        (["Qwen/Qwen3-VL-8B-Instruct", "--plan", "paper"], "the paper has no plan for Qwen/Qwen3-VL-8B-Instruct"),
+        (["qwen2.5-vl-3b", "--random-weights", "--plan", PLAN], "qwen2.5-vl-3b is known by its checkpoint only"),
+        (["llava-next-8b", "--random-weights", "--plan", PLAN], "did you mean llava-next-7b?"),
+        (["mid", "--plan", PLAN], "mid has no checkpoint and serves with random weights only"),
+        (["llava-next-7b", "--plan", "paper"], "llava-hf/llava-v1.6-mistral-7b-hf is not on this machine"),
+    ],
+)
+def test_names_in_the_wrong_place(halfv, tmp_path, arguments, fragment):
+    before = snapshot(tmp_path)
+    refused(halfv("bench", "--model", *arguments), tmp_path, before, fragment)
+
+
+def test_help_names_every_model_that_needs_no_checkpoint(halfv):
     result = halfv("bench", "--help")
     assert result.code == 0
-    assert all(name in result.out for name in PRESETS)
+    shown = "".join(result.out.split()).split("With--random-weights:")[1].split("--profile")[0]  # lines break in names
+    sized = {name for name in (*MODELS, *ALIASES) if find(name).config is not None}
+    assert {name for name in (*MODELS, *ALIASES) if name in shown} == sized

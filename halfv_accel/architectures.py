@@ -1,32 +1,23 @@
-"""Real architectures without their checkpoints: how fast a model is does not depend on what its weights are,
-but for the choice of tokens on a CPU, which is quicker or slower by how states cluster.
+"""Architectures of true size, as transformers configs: the numbers are those of the published config.json files.
 
-The numbers are those of the published config.json files; the parameter counts that follow from them are tested.
+Without their checkpoints they still serve: how fast a model is does not depend on what its weights are (but for the
+choice of tokens on a CPU, which is quicker or slower by how states cluster), and a model's sizes say which it is.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import (
-    AutoModelForImageTextToText,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaNextConfig,
     MistralConfig,
-    PreTrainedModel,
     Qwen2_5_VLConfig,
     Qwen2VLConfig,
     Qwen3VLConfig,
 )
-
-from halfv_accel.errors import HalfVError
-from halfv_accel.plan import Plan, halfv_plan
 
 PATCH = 14  # pixels, CLIP and Qwen2
 CLIP_LARGE = dict(
@@ -149,83 +140,3 @@ def middling(width: int = 1024, layers: int = 12, side: int = 24) -> LlavaConfig
     )
     vision = CLIPVisionConfig(image_size=side * PATCH, patch_size=PATCH, **SMALL_TOWER)
     return LlavaConfig(vision_config=vision, text_config=text, image_token_index=1, vision_feature_layer=-1)
-
-
-@dataclass(frozen=True)
-class Preset:
-    """An architecture of true size, and the paper's plan for it.
-
-    Parameters
-    ----------
-    config : callable
-        Makes the transformers config.
-    plan : Plan, optional
-        The model's row of Table 9.
-    source : str
-        Where the plan is from.
-    """
-
-    config: Callable[[], Any]
-    plan: Plan | None = None
-    source: str = "no row of Table 9"
-
-
-VICUNA_PLAN = halfv_plan(ivr_layer=3, ivr_retention=0.5, anchor_ratio=0.2, ssr_mode="freeze", ssr_layer=15)
-NEXT_PLAN = halfv_plan(ivr_layer=2, ivr_retention=0.5, anchor_ratio=0.1, ssr_mode="freeze", ssr_layer=16)
-QWEN_PLAN = halfv_plan(
-    ivr_layer=2, ivr_retention=0.25, anchor_ratio=0.1, ssr_mode="sparse", ssr_layer=21, ssr_retention=0.05
-)
-PRESETS = {
-    "llava-1.5-7b": Preset(lambda: llava(4096, 11008, 32, 32), VICUNA_PLAN, "Table 9"),
-    "llava-1.5-13b": Preset(lambda: llava(5120, 13824, 40, 40), VICUNA_PLAN, "Table 9"),
-    "llava-next-7b": Preset(llava_next, NEXT_PLAN, "Table 9"),
-    "qwen2.5-vl-7b": Preset(qwen2_5_vl, QWEN_PLAN, "Table 9"),
-    "qwen2-vl-7b": Preset(qwen2_vl, QWEN_PLAN, "Table 9's row of Qwen2.5-VL-7B; this model is not in the paper"),
-    "qwen3-vl-4b": Preset(qwen3_vl),
-    "mid": Preset(middling),
-}
-
-
-def preset(name: str) -> Preset:
-    """The preset of that name.
-
-    Raises
-    ------
-    HalfVError
-        If there is none.
-    """
-    if name in PRESETS:
-        return PRESETS[name]
-    close = difflib.get_close_matches(name, PRESETS, n=1)
-    guess = f"did you mean {close[0]}? Else " if close else ""
-    raise HalfVError(f"there is no preset '{name}' for random weights: {guess}give one of {', '.join(PRESETS)}")
-
-
-def build(
-    name: str,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    seed: int = 0,
-    side: int | None = None,
-) -> PreTrainedModel:
-    """A preset with random weights.
-
-    Parameters
-    ----------
-    side : int, optional
-        LLaVA-1.5 and mid: visual tokens along a picture's side, instead of the checkpoint's 24. Only the tower's
-        position embeddings follow from it.
-    """
-    config = preset(name).config()
-    if side is not None and config.model_type == "llava":
-        config.vision_config.image_size = side * config.vision_config.patch_size
-    return assemble(config, device, dtype, seed)
-
-
-def assemble(
-    config: Any, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
-) -> PreTrainedModel:
-    """A model with random weights as transformers initialises them, made where they stay."""
-    torch.manual_seed(seed)
-    with torch.device(device):
-        return AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
