@@ -8,46 +8,54 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from halfv_cli.options import MODEL_HELP, Device, Dtype, ProfilePath
+from halfv_cli.options import MODEL_HELP, Device, Dtype
+from halfv_cli.plans import PlanText, ProfileOrPlan, plan_on, read_plan
 
 if TYPE_CHECKING:
     from halfv_accel.answers import Answer
 
 
 def run(
-    profile: ProfilePath = Path("profile.json"),
+    profile: ProfileOrPlan = None,
+    plan: PlanText = None,
     image: Annotated[list[Path] | None, typer.Option(help="A picture; repeat it for several.")] = None,
     prompt: Annotated[str | None, typer.Option(help="What to ask about it.")] = None,
-    model: Annotated[str | None, typer.Option(help=f"Instead of the profile's own model: {MODEL_HELP}")] = None,
+    model: Annotated[str | None, typer.Option(help=f"Needed with --plan, else the profile's own: {MODEL_HELP}")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Ask the untouched model too, and time both.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length limit of the answer.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
-    """Answer a question about a picture with the profile's fraction of the visual tokens."""
+    """Answer a question about a picture with a fraction of the visual tokens."""
     from halfv_accel import HalfVError, Profile
     from halfv_accel.answers import answer
+    from halfv_accel.plan_text import describe_plan
     from halfv_accel.prompts import chat_inputs
     from halfv_cli.models import open_model
     from halfv_data import open_image
 
-    loaded = Profile.load(profile)
+    if model is None and plan is not None and profile is None:
+        raise HalfVError("--plan names no model, as a profile does: add --model, for example --model tiny-llava")
+    asked = read_plan(profile, plan, model)
     paths, question, shipped = _question(image or [], prompt)
     images = [open_image(path) for path in paths]
-    name = model or loaded.model.id
+    name = model or (asked.model.id if isinstance(asked, Profile) else "")
     try:
         vlm, processor = open_model(name, device, dtype)
     except HalfVError as error:
         if model is None:  # the profile chose that name, so say how to choose another
             raise HalfVError(f"{error}; the profile names this model, --model names another place of it") from error
         raise
-    loaded.check(vlm)
+    if isinstance(asked, Profile):
+        asked.check(vlm)
+    stages = plan_on(vlm, asked)
     inputs = chat_inputs(processor, images, question, vlm.device)
-    result = answer(vlm, processor, inputs, loaded.plan(), max_new_tokens, compare=compare)
+    result = answer(vlm, processor, inputs, stages, max_new_tokens, compare=compare)
     if as_json:
-        asked = {"model": name, "profile": str(profile), "images": [str(path) for path in paths], "question": question}
-        typer.echo(json.dumps({**asked, "shipped_question": shipped, **result.as_dict()}))
+        by = {"profile": None if profile is None else str(profile), "plan": describe_plan(stages)}
+        about = {"images": [str(path) for path in paths], "question": question, "shipped_question": shipped}
+        typer.echo(json.dumps({"model": name, **by, **about, **result.as_dict()}))
         return
     if shipped:
         typer.secho(f"no --image given, so a shipped question about {paths[0]}:", dim=True)
@@ -56,7 +64,8 @@ def run(
     for line in _details(result):
         typer.secho(line, dim=True)
     if shipped:
-        typer.secho(f'your own: halfv run --profile {profile} --image picture.png --prompt "..."', dim=True)
+        again = f"--profile {profile}" if profile is not None else f"--model {name} --plan {plan}"
+        typer.secho(f'your own: halfv run {again} --image picture.png --prompt "..."', dim=True)
 
 
 def _question(paths: list[Path], prompt: str | None) -> tuple[list[Path], str, bool]:

@@ -119,9 +119,33 @@ def test_bad_run_arguments(check, pictures, profile_path, arguments, fragment):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        ([], "neither --profile nor --plan was given"),
+        (["--model", "tiny-llava"], "neither --profile nor --plan was given"),
+        (["--plan", "ivr:2:0.5", "--profile", "no.json"], "both --profile and --plan were given"),
+        (["--plan", "ivr:2:0.5"], "add --model, for example --model tiny-llava"),
+        (["--plan", "paper"], "add --model"),
+        (["--plan", "", "--model", "tiny-llava"], "starts with ''"),
+        (["--plan", "melt:2", "--model", "tiny-llava"], "starts with 'melt'"),
+        (["--plan", "ivr:10:0.5", "--model", "tiny-llava"], "the model has 10 layers"),
+        (["--plan", "paper", "--model", "tiny-llava"], "no plan for a llava with 10 layers of width 128"),
+        (["--plan", "paper", "--model", "qwen3-vl-8b"], "the paper has no plan for qwen3-vl-8b, only for llava-1.5-7b"),
+        (["--plan", "paper", "--model", "llava-1.5-7b"], "llava-hf/llava-1.5-7b-hf is not on this machine"),
+        (["--plan", "ivr:2:0.5", "--model", "mid"], "mid has no checkpoint"),
+    ],
+)
+def test_bad_plans_to_run(check, arguments, fragment):
+    check([fragment], "run", *arguments)
+
+
+@pytest.mark.parametrize(
     ("name", "fragment"),
     [
         ("qwen2.5-vl-8b", "qwen2.5-vl-7b"),
+        ("llava-next-8b", "did you mean llava-next-7b?"),
+        ("llava-next-7b", "llava-hf/llava-v1.6-mistral-7b-hf"),
+        ("mid", "mid has no checkpoint and serves with random weights only"),
         ("qwen2.5-vl-7b", "Qwen/Qwen2.5-VL-7B-Instruct"),
         ("someone/some-model", "someone/some-model"),
         ("./no-such-folder", "no-such-folder"),

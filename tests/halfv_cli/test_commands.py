@@ -9,6 +9,8 @@ import pytest
 
 import tiny_vlm
 from halfv_accel import Profile
+from halfv_accel.names import MODELS, Known
+from halfv_accel.plan_text import describe_plan, parse_plan
 from halfv_data import scenes
 
 
@@ -102,11 +104,34 @@ def test_run_prints_one_json_object(halfv, profile_path, picture):
     assert result.code == 0, result.err
     answer = json.loads(result.out)
     assert (answer["model"], answer["shipped_question"]) == ("tiny-qwen2.5-vl", False)
+    assert answer["profile"] == str(profile_path)
+    assert answer["plan"] == describe_plan(Profile.load(profile_path).plan())
     assert answer["images"] == [str(picture), str(picture)]
     assert answer["visual_tokens"] == 288
     assert answer["stages"][0]["after"] < 288
     assert 0 < answer["flops_ratio"] < 1
     assert answer["untouched"]["seconds"] > 0
+
+
+def test_run_takes_a_plan_in_words_instead_of_a_profile(halfv, picture):
+    arguments = ("--model", "tiny-llava", "--plan", "ivr:2:0.25,freeze:5")
+    result = halfv("run", *arguments)
+    assert result.code == 0, result.err
+    assert "144 visual tokens -> 36 kept from layer 2 (ivr) -> frozen from layer 5 (ssr)" in result.out
+    assert 'halfv run --model tiny-llava --plan ivr:2:0.25,freeze:5 --image picture.png --prompt "..."' in result.out
+    result = halfv("run", *arguments, "--image", picture, "--prompt", "Is there a red star?", "--json")
+    answer = json.loads(result.out)
+    assert (answer["model"], answer["profile"], answer["plan"]) == ("tiny-llava", None, "ivr:2:0.25:0.1,freeze:5")
+    assert [stage["after"] for stage in answer["stages"]] == [36, 0]
+
+
+def test_run_takes_the_paper_s_plan_by_name(halfv, monkeypatch):
+    config = tiny_vlm.load("tiny-llava")[0].config
+    row = Known(config=lambda: config, paper=parse_plan("ivr:3:0.5:0.2,freeze:5"))
+    monkeypatch.setitem(MODELS, "as-if-in-the-paper", row)
+    result = halfv("run", "--model", tiny_vlm.checkpoint("tiny-llava"), "--plan", "paper", "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["plan"] == "ivr:3:0.5:0.2,freeze:5"
 
 
 def test_what_looks_like_markup_is_printed_as_it_is(halfv, tmp_path, profile_path):
