@@ -2,7 +2,7 @@
 
 Curves say where to look: the entropy of the visual tokens, and what each layer's work on them is worth. Trials decide:
 plans are run on the samples, and what they lose is counted. So a curve that reads well and a plan that works cannot
-part unnoticed (the paper's own LLaVA-1.5 has its entropy valley at a quarter of the depth and L_SSR at a half).
+part unnoticed.
 """
 
 from __future__ import annotations

@@ -134,6 +134,17 @@ def test_the_papers_halfv_numbers_do_not_follow_from_its_table_9():
     assert [name for name, (_, exactly) in found.items() if exactly] == ["LLaVA-1.5-7B"]
 
 
+def test_one_more_dense_layer_gives_the_13b_s_number_and_no_other_model_s():
+    """Table 3 of LLaVA-1.5-13B is Eq. 44 with IVR at layer 4 in place of Table 9's 3."""
+    found = {}
+    for name, (config, visual, options, _, published) in TABLES.items():
+        later = halfv_plan(**dict(options, ivr_layer=options["ivr_layer"] + 1))
+        count = paper_flops(config, visual, TEXT, later) / 1e12
+        found[name] = f"{count:.3f}", round(count, 2) == published
+    assert found["LLaVA-1.5-13B"] == ("4.807", True)
+    assert [name for name, (_, exactly) in found.items() if exactly] == ["LLaVA-1.5-13B"]
+
+
 def documented(first):
     """Rows of the table in docs/fidelity.md whose head holds this, as texts by model."""
     lines = (Path(__file__).parents[2] / "docs" / "fidelity.md").read_text(encoding="utf-8").splitlines()
