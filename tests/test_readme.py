@@ -9,6 +9,7 @@ import pytest
 
 from halfv_accel import KNOWN_MODELS
 from halfv_accel.bench import targets
+from halfv_accel.names import ALIASES, MODELS
 from halfv_accel.profile import Profile, json_schema
 from halfv_accel.selfcheck.__main__ import main as selfcheck
 from halfv_cli.main import main
@@ -61,6 +62,11 @@ def run_command(arguments, line, capsys):
         assert code == 0, capsys.readouterr().err
     else:  # weights that no test machine has: the right ones must be asked for
         assert code == 1 and named in capsys.readouterr().err, line
+
+
+def test_every_name_of_a_model_is_listed():
+    listed = README.split("Every command takes the same names: ", 1)[1].split("`--plan paper`", 1)[0]
+    assert set(re.findall(r"`([^`]+)`", listed)) == {*MODELS, *ALIASES, *NAMES}
 
 
 def test_links_lead_somewhere():

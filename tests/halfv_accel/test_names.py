@@ -1,5 +1,8 @@
 """One table of names for all uses, and the paper's plans, found by the model itself."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -81,6 +84,12 @@ def test_the_plans_are_those_of_table_9():
         for name, known in found.items()
     }
     assert rows == TABLE_9
+
+
+def test_the_plans_are_those_that_the_documents_show():
+    text = (Path(__file__).parents[2] / "docs" / "fidelity.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| [^|]+ \| `([^`]+)` \| [^|]+ \|$", text.split("## The paper's plans")[1], flags=re.M)
+    assert shown == [plan for plan, _ in TABLE_9.values()]
 
 
 @pytest.mark.parametrize("name", SIZED)
