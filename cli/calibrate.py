@@ -15,10 +15,13 @@ from halfv_cli.options import MODEL_HELP, Device, Dtype
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
+    from transformers import PreTrainedModel
 
     from halfv_accel import Profile
-    from halfv_accel.evidence import Goal
+    from halfv_accel.settings import Goal
 
+NULL_SAMPLES = 8  # curves of random weights hardly differ between samples
+NULL_BELOW = 1e9  # parameters
 CLOSE_AGREEMENT = 0.9  # below it, the user hears how to trade speed for agreement
 
 
@@ -46,6 +49,14 @@ def calibrate(
         Literal["paper", "reference"], typer.Option(help="Which to follow where the public code differs.")
     ] = "paper",
     latency: Annotated[bool, typer.Option("--latency", help="Also time what pruning saves.")] = False,
+    null: Annotated[
+        bool | None,
+        typer.Option(
+            "--null/--no-null",
+            help="Also measure the same architecture with random weights; by default below 1 B parameters.",
+            show_default=False,
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted calibration was.")] = False,
     seed: Annotated[int, typer.Option(help="Which samples are drawn when there are more, and the bootstrap.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 8,
@@ -58,11 +69,12 @@ def calibrate(
     from rich.console import Console
 
     from halfv_accel.files import check_writable
+    from halfv_accel.settings import Settings
     from halfv_cli.models import lasting_name, open_model
     from halfv_data import fingerprint, load_samples
     from halfv_probe.calibration.calibrate import calibrate as measure
-    from halfv_probe.calibration.calibrate import usual_samples
     from halfv_probe.calibration.journal import Journal, header
+    from halfv_probe.calibration.search import usual_samples
     from halfv_probe.trials.prompts import Prompts
 
     check_writable(out)
@@ -73,26 +85,24 @@ def calibrate(
     if len(loaded) < wanted:
         typer.echo(f"{data} holds {len(loaded)} samples, fewer than {wanted}: using all of them", err=True)
     place = out.with_name(out.name + ".journal")
-    settings = dict(data=fingerprint(loaded), seed=seed, fidelity=fidelity, batch_size=batch_size)
+    settings = Settings(
+        model_id=lasting_name(model),
+        data=data,
+        data_fingerprint=fingerprint(loaded),
+        seed=seed,
+        fidelity=fidelity,
+        k=eigenvalues,
+        goal=goal,
+        latency=latency,
+        null_samples=NULL_SAMPLES if _wants_null(vlm, null) else 0,
+    )
     if place.exists() and not resume:
         typer.echo(f"note: {place} of an earlier calibration is overwritten; --resume would go on with it", err=True)
-    journal = Journal(place, header(vlm, settings), resume)
+    journal = Journal(place, header(vlm, settings, batch_size), resume)
     try:
         with _progress(Console(stderr=True)) as show:
-            profile = measure(
-                vlm,
-                Prompts(processor, loaded, vlm.device, batch_size),
-                model_id=lasting_name(model),
-                data=data,
-                data_fingerprint=fingerprint(loaded),
-                seed=seed,
-                fidelity=fidelity,
-                k=eigenvalues,
-                goal=goal,
-                latency=latency,
-                journal=journal,
-                progress=show,
-            )
+            prompts = Prompts(processor, loaded, vlm.device, batch_size)
+            profile = measure(vlm, prompts, settings, journal=journal, progress=show)
     except KeyboardInterrupt:
         typer.echo(f"\ninterrupted; {place} keeps what was measured: the same command with --resume goes on", err=True)
         raise
@@ -106,7 +116,7 @@ def calibrate(
 def _goal(max_drop: float | None, target_flops: float | None, confidence: float) -> Goal:
     """What the options ask for."""
     from halfv_accel import HalfVError
-    from halfv_accel.evidence import Goal
+    from halfv_accel.settings import Goal
 
     if max_drop is not None and target_flops is not None:
         raise HalfVError("--max-drop and --target-flops are two goals: give one of them")
@@ -120,11 +130,16 @@ def _goal(max_drop: float | None, target_flops: float | None, confidence: float)
     return Goal(confidence=confidence)
 
 
-def _k(text: str) -> int | float | str:
+def _wants_null(vlm: PreTrainedModel, asked: bool | None) -> bool:
+    """As asked; without a word, where a second model of the size is no burden."""
+    return vlm.num_parameters() < NULL_BELOW if asked is None else asked
+
+
+def _k(text: str) -> int | float | Literal["elbow"]:
     from halfv_accel import HalfVError
 
     if text == "elbow":
-        return text
+        return "elbow"
     try:
         number = float(text)
     except ValueError:
@@ -138,11 +153,14 @@ def _k(text: str) -> int | float | str:
 
 @contextmanager
 def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """One bar a step; yields ``show(step, done, total)``."""
+    """One bar a step, or where nobody watches a terminal one line a step; yields ``show(step, done, total)``."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description:>16}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    if not console.is_terminal:
+        yield _lines()
+        return
+    columns = (TextColumn("{task.description:>18}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
         bars: dict[str, TaskID] = {}
 
         def show(step: str, done: int, total: int) -> None:
@@ -151,6 +169,18 @@ def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
             progress.update(bars[step], completed=done)
 
         yield show
+
+
+def _lines() -> Callable[[str, int, int], None]:
+    """A line on stderr when a step ends: its samples and its seconds."""
+    begun: dict[str, float] = {}
+
+    def show(step: str, done: int, total: int) -> None:
+        started = begun.setdefault(step, time.perf_counter())
+        if done == total:
+            typer.echo(f"{step}: {total} samples, {time.perf_counter() - started:.1f} s", err=True)
+
+    return show
 
 
 def _print_choices(profile: Profile, out: Path, seconds: float) -> None:

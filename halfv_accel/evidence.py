@@ -86,6 +86,7 @@ class Isolated(Document):
 
     mode: Literal["freeze", "sparse", "withdraw"]
     layer: Layer
+    scored_by: ScoredBy = "previous"
     flops: Finite = Field(gt=0, description="Exact prefill FLOPs / untouched.")
     agreement: Share = Field(description="As in Trial.")
     drop: Share = Field(description="As in Trial.")

@@ -12,8 +12,8 @@ import csv
 import io
 import platform
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfv_accel import Profile
-from halfv_accel.evidence import Goal
+from halfv_accel.settings import Goal, Settings
 from halfv_data.samples import fingerprint, scenes
-from halfv_probe.calibration.calibrate import calibrate, neighbourhood, usual_samples
+from halfv_probe.calibration.calibrate import calibrate
 from halfv_probe.calibration.journal import Journal
 from halfv_probe.calibration.measurements import Measurements
+from halfv_probe.calibration.search import usual_samples
 from halfv_probe.choice.choose import choose
 from halfv_probe.choice.confidence import upper_bound
-from halfv_probe.choice.stages import detect_stages
-from halfv_probe.measures.lifecycle import lifecycle_of
-from halfv_probe.trials.candidates import Candidate, all_candidates, anchor_ratio
+from halfv_probe.choice.findings import findings_of
+from halfv_probe.choice.holds import Known
+from halfv_probe.choice.pick import Picked
+from halfv_probe.choice.stages import Stages
+from halfv_probe.trials.candidates import Candidate, all_candidates, alone_candidates, anchor_ratio
 from halfv_probe.trials.outcomes import Trials
 from halfv_probe.trials.prompts import Prompts
 from tiny_vlm import NAMES, load
@@ -79,8 +82,7 @@ def show(candidate: Candidate) -> str:
 
 def chosen_by(profile: Profile) -> Candidate:
     """The candidate that a profile holds."""
-    ivr, ssr = profile.ivr, profile.ssr
-    return Candidate(ivr.layer, ivr.retention, ivr.anchor_ratio, ssr.mode, ssr.layer, ssr.retention)
+    return Candidate.of(profile.plan())
 
 
 def judge(goal: Goal, chosen: Candidate, table: Trials) -> Row:
@@ -153,10 +155,11 @@ class Sweep:
         if done % 100 == 0:
             print(f"{self.name}: {step} {done}/{total}", file=sys.stderr, flush=True)
 
-    def table(self, samples: int, split: str) -> Trials:
-        """Every plan of the grid on scenes of one split."""
+    def table(self, samples: int, split: str, beside: Iterable[Candidate]) -> Trials[Candidate]:
+        """Every plan of the grid on scenes of one split, and some beside them."""
         measure = self.measurements(samples, split)
-        return measure.trials(f"{split} sweep", list(all_candidates(self.depth)), measure.replies())
+        plans = dict.fromkeys([*all_candidates(self.depth), *beside])
+        return measure.trials(f"{split} sweep", list(plans), measure.replies())
 
     def profiles(self) -> Iterator[tuple[Goal, Profile]]:
         """What `halfv calibrate` chooses for every goal by default; what goals share is measured once."""
@@ -168,52 +171,38 @@ class Sweep:
                 calibrate(
                     self.model,
                     Prompts(self.processor, drawn, batch_size=BATCH),
-                    model_id=self.name,
-                    data="default",
-                    data_fingerprint=fingerprint(drawn),
-                    goal=goal,
+                    Settings(model_id=self.name, data="default", data_fingerprint=fingerprint(drawn), goal=goal),
                     journal=journal,
                     progress=self.report,
                 ),
             )
 
-    def efficiency(self, heldout: Trials) -> list[dict[str, Any]]:
+    def efficiency(self, heldout: Trials[Candidate]) -> list[dict[str, Any]]:
         """The choice from fewer samples, drawn several times each: what it costs on held-out scenes."""
-        measure = self.measurements(max(SIZES), "calibration")
-        samples, (layer_kl, *_) = measure.spectra(max(SIZES)), measure.redundancies(max(SIZES))
-        table = measure.trials("calibration sweep", list(all_candidates(self.depth)), measure.replies())
+        most = max(SIZES)
+        measure = self.measurements(most, "calibration")
+        layer_kl, suffix_kl, _ = measure.redundancies(most)
+        findings, _ = findings_of(measure.curves(most), layer_kl, suffix_kl, "paper", "elbow")
+        replied, candidates = measure.replies(), heldout.candidates
+        table = measure.trials("calibration sweep", candidates, replied)
+        alone = measure.trials("second stage alone", list(alone_candidates(range(2, self.depth - 1))), replied)
         draw = np.random.default_rng(0)
         rows = []
         for size in SIZES:
-            draws = [draw.choice(max(SIZES), size, replace=False) for _ in range(DRAWS if size < max(SIZES) else 1)]
+            draws = [draw.permutation(most) < size for _ in range(DRAWS if size < most else 1)]
             for goal in (Goal(), Goal(kind="target_flops", value=0.45)):
-                found = [self._choice(goal, drawn, samples, layer_kl, table) for drawn in draws]
-                rows.append(_spread(size, goal, found, heldout))
+                known = Known(findings, alone, table, goal)
+                rows.append(_spread(size, goal, [known.of(drawn).choice() for drawn in draws], heldout))
         return rows
 
-    def _choice(
-        self,
-        goal: Goal,
-        drawn: NDArray[np.intp],
-        samples: Sequence[Any],
-        layer_kl: NDArray[np.float64],
-        table: Trials,
-    ) -> tuple[int, int, Candidate]:
-        """Onset and valley of the entropy curve, and the plan, from some samples."""
-        lifecycle = lifecycle_of([samples[number] for number in drawn], "paper")
-        stages = detect_stages(lifecycle.entropy["visual"], layer_kl[drawn].mean(axis=0))
-        seen = table.of(drawn)
-        if goal.kind == "paper":
-            near = neighbourhood(stages.ivr_layer, self.depth)
-            seen = seen.where(np.array([_has_paper_ratios(c) and c.ivr_layer in near for c in seen.candidates]))
-        return stages.ivr_layer, stages.ssr_layer, seen.candidates[choose(seen, goal)]
 
-
-def _spread(size: int, goal: Goal, found: Sequence[tuple[int, int, Candidate]], heldout: Trials) -> dict[str, Any]:
+def _spread(
+    size: int, goal: Goal, found: Sequence[tuple[Stages, Picked | None]], heldout: Trials[Candidate]
+) -> dict[str, Any]:
     """How much choices from this many samples differ, and what they cost on held-out scenes."""
-    numbers = [heldout.candidates.index(candidate) for *_, candidate in found]
+    numbers = [heldout.candidates.index(picked.candidate) for _, picked in found if picked is not None]
     drops, flops = heldout.drop[numbers], heldout.flops[numbers]
-    onsets, valleys = [onset for onset, *_ in found], [valley for _, valley, _ in found]
+    onsets, valleys = [stages.ivr_layer for stages, _ in found], [stages.ssr_layer for stages, _ in found]
     return {
         "samples": size,
         "goal": goal.kind,
@@ -246,9 +235,8 @@ def curve_only(profile: Profile, table: Trials) -> dict[str, Any] | None:
     layers = profile.evidence.curve_only
     if not layers:
         return None
-    deep = profile.evidence.layer_kl[min(layers["ssr"], len(profile.evidence.layer_kl) - 2) : -1]
     candidate = Candidate(layers["ivr"], 0.5, anchor_ratio(0.5), "freeze", layers["ssr"])
-    if np.mean(deep) >= 1e-3:
+    if profile.evidence.verdicts["mode"].kl == "sparse":
         candidate = Candidate(layers["ivr"], 0.25, anchor_ratio(0.25), "sparse", layers["ssr"], 0.05)
     number = table.candidates.index(candidate)
     return {"plan": show(candidate), "flops": float(table.flops[number]), "drop": float(table.drop[number])}
@@ -258,7 +246,7 @@ def as_csv(table: Trials) -> str:
     """Every plan of the sweep."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    names = ("ivr_layer", "ivr_retention", "anchor_ratio", "ssr_mode", "ssr_layer", "ssr_retention")
+    names = [field.name for field in fields(Candidate)]
     writer.writerow([*names, "flops_share", "lost_share", "kl_nats"])
     for number, candidate in enumerate(table.candidates):
         values = (table.flops[number], table.drop[number], table.kl[number].mean())
@@ -310,7 +298,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     sweep = Sweep(args.model)
     profiles = list(sweep.profiles())
-    table = sweep.table(args.heldout, "heldout")
+    table = sweep.table(args.heldout, "heldout", [chosen_by(profile) for _, profile in profiles])
     rows = [judge(goal, chosen_by(profile), table) for goal, profile in profiles]
     efficiency = sweep.efficiency(table)
     document = {

@@ -1,14 +1,15 @@
 """Calibration: from a model and some samples to a profile (HalfV, Section 3.3 and Figure 5a).
 
-Curves say where to look: the entropy of the visual tokens, and what each layer's work on them is worth. Trials decide:
-plans are run on the samples, and what they lose is counted. So a curve that reads well and a plan that works cannot
-part unnoticed.
+Curves say where to look: entropies, attention, what each layer's work on visual tokens is worth. Trials decide: first
+the second stage alone, for the mode; then plans of that mode, for the layers. What they lose is counted, so a curve
+that reads well and a plan that works cannot part unnoticed.
 """
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,44 +20,34 @@ from transformers import PreTrainedModel
 
 from halfv_accel import HalfVError, Profile
 from halfv_accel.adapters import check_projections, family_of
-from halfv_accel.evidence import Evidence, Goal, Utility
-from halfv_accel.plan import Fidelity
+from halfv_accel.evidence import Choice, Evidence, Isolated, NullModel, Trial
 from halfv_accel.profile import IVR, SSR, Calibration, model_info
+from halfv_accel.settings import Settings
 from halfv_probe.calibration.journal import Journal
-from halfv_probe.calibration.measurements import CURVE_SAMPLES, FIRST_LOOK, Measurements, Progress
-from halfv_probe.choice.choose import choose, chooser, contenders, finalists
-from halfv_probe.choice.confidence import samples_needed, upper_bound, votes
-from halfv_probe.choice.reasons import explain
-from halfv_probe.choice.stages import Stages, detect_stages
+from halfv_probe.calibration.measurements import CURVE_SAMPLES, Measurements, Progress
+from halfv_probe.calibration.search import Search, check_goal
+from halfv_probe.choice.choose import chooser
+from halfv_probe.choice.confidence import upper_bound, votes
+from halfv_probe.choice.findings import Findings, findings_of
+from halfv_probe.choice.holds import Known, holds
+from halfv_probe.choice.pick import Picked, in_question, pick, settle_mode
+from halfv_probe.choice.reasons import explain, verdicts
+from halfv_probe.choice.stages import Stages
 from halfv_probe.measures.lifecycle import Lifecycle, check_k, lifecycle_of
-from halfv_probe.trials.candidates import (
-    Candidate,
-    affordable,
-    all_candidates,
-    anchor_ratio,
-    paper_candidates,
-    utility_candidates,
-)
+from halfv_probe.trials.candidates import Alone, Candidate, alone_candidates, utility_candidates
 from halfv_probe.trials.outcomes import Replied, Trials
 from halfv_probe.trials.prompts import Prompts
-from halfv_probe.trials.utility import latency_saved, marginal_utility
+from halfv_probe.trials.utility import latency_saved, utility_by_stage, utility_of
 
 LATENCY_SAMPLES = 3
-SECOND_LOOK = 300  # samples
+Inputs = Sequence[Mapping[str, Any]] | Prompts
 
 
 def calibrate(
     model: PreTrainedModel,
-    prompts: Sequence[Mapping[str, Any]] | Prompts,
+    prompts: Inputs,
+    settings: Settings | None = None,
     *,
-    model_id: str,
-    data: str,
-    data_fingerprint: str,
-    seed: int = 0,
-    fidelity: Fidelity = "paper",
-    k: int | float | str = "elbow",
-    goal: Goal | None = None,
-    latency: bool = False,
     journal: Journal | None = None,
     progress: Progress = lambda step, done, total: None,
 ) -> Profile:
@@ -68,16 +59,8 @@ def calibrate(
         A supported vision-language model in evaluation mode; it is left as it was.
     prompts : sequence of mapping, or Prompts
         Processor outputs of one or several prompts each, padded on the left, on the model's device.
-    model_id, data, data_fingerprint, seed
-        Written into the profile; the seed also draws the bootstrap.
-    fidelity : {"paper", "reference"}
-        Where paper and public code part, which of them to follow.
-    k : "elbow", int or float
-        Eigenvalues that enter the entropy: found, given, or as many as hold this share of the energy.
-    goal : Goal, optional
-        The paper's ratios by default; or a drop not to exceed, or FLOPs to stay within.
-    latency : bool
-        Also measure by the clock what pruning saves. The choice does not depend on it.
+    settings : Settings, optional
+        Names, goal, k and the rest; they are written into the profile.
     journal : Journal, optional
         Remembers what was measured, to go on after an interruption.
     progress : callable
@@ -94,81 +77,74 @@ def calibrate(
     ValueError
         If there is no prompt.
     """
-    goal = goal or Goal()
+    settings = settings or Settings()
+    _check_model(model)
+    check_k(settings.k)
+    check_projections(family_of(model))  # minutes earlier than the first accelerated run would
+    measure = Measurements(model, prompts, settings.fidelity, journal or Journal(), progress)
+    check_goal(settings.goal, measure)
+    measure.verify()
+    findings, lifecycle, suffix_same = _findings(measure, settings)
+    stages, replied = findings.stages(), measure.replies()
+    pruned = measure.trials("marginal utility", list(utility_candidates(stages.depth)), replied, CURVE_SAMPLES)
+    utility = utility_of(pruned, _latency(measure, pruned, settings.latency))
+    alone = _alone(measure, stages, replied)
+    mode, _ = settle_mode(stages, alone)
+    trials, start = Search(measure, settings.goal, replied, stages.depth).run(stages, mode)
+    known = Known(findings, alone, trials, settings.goal, measure.tasks(start))
+    picked = pick(stages, alone, trials, settings.goal)
+    evidence = Evidence(
+        **_curves(lifecycle),
+        **_more_curves(findings, suffix_same),
+        witnesses={choice: list(found) for choice, found in stages.witnesses.items()},
+        isolated=_isolated(alone),
+        verdicts=verdicts(stages, picked),
+        holds=holds(known),
+        utility=utility,
+        utility_by_stage=utility_by_stage(utility, stages.ivr_layer, stages.ssr_layer) if stages.stable else [],
+        trials=_trials(trials),
+        votes=_votes(known, picked, stages, settings.seed),
+        curve_only={"ivr": stages.ivr_layer, "ssr": stages.ssr_layer} if stages.stable else {},
+        goal=settings.goal,
+        choices=explain(stages, picked, settings.goal, trials, utility, findings.suffix_kl.mean(axis=0)),
+        untouched_accuracy=replied.accuracy,
+        **_result(trials, picked, settings),
+        stable=stages.stable,
+    )
+    return _profile(model, settings, picked.candidate, evidence, sum(measure.sizes))
+
+
+def _check_model(model: PreTrainedModel) -> None:
     depth = len(family_of(model).layers)
     if depth < 4:
         raise HalfVError(f"the model has {depth} decoder layers, too few for three stages: give one with at least 4")
     if model.device.type == "mps":
         raise HalfVError("calibration needs float64, which mps lacks: calibrate with --device cpu")
-    check_k(k)
-    check_projections(family_of(model))  # minutes earlier than the first accelerated run would
-    measure = Measurements(model, prompts, fidelity, journal or Journal(), progress)
-    _check_goal(goal, measure)
-    measure.verify()
-    lifecycle = lifecycle_of(measure.spectra(), fidelity, k)
+
+
+def _findings(measure: Measurements, settings: Settings) -> tuple[Findings, Lifecycle, NDArray[np.bool_]]:
+    """All curves, sample by sample; and how often the next token survives a frozen suffix, [n, L]."""
+    curves = measure.curves()
     layer_kl, suffix_kl, suffix_same = measure.redundancies()
-    stages = detect_stages(lifecycle.entropy["visual"], layer_kl.mean(axis=0))
-    replied = measure.replies()
-    pruned = measure.trials("marginal utility", list(utility_candidates(depth)), replied, CURVE_SAMPLES)
-    trials = _trials(measure, goal, stages, replied, depth)
-    best = choose(trials, goal)
-    evidence = Evidence(
-        **_curves(lifecycle),
-        layer_kl=layer_kl.mean(axis=0).tolist(),
-        suffix_kl=suffix_kl.mean(axis=0).tolist(),
-        suffix_agreement=suffix_same.mean(axis=0).tolist(),
-        utility=_utility(pruned, _latency(measure, pruned, latency)),
-        trials=sorted((trials.trial(n) for n in range(len(trials.candidates))), key=lambda trial: trial.flops),
-        votes=_votes(trials, goal, seed),
-        curve_only={"ivr": stages.ivr_layer, "ssr": stages.ssr_layer} if stages.stable else {},
-        goal=goal,
-        choices=explain(stages, goal, trials, best, pruned, layer_kl.mean(axis=0), suffix_kl.mean(axis=0)),
-        untouched_accuracy=replied.accuracy,
-        **_result(trials, best, goal),
-        stable=stages.stable,
-    )
-    return Profile(
-        model=model_info(model, model_id),
-        **_decision(trials.candidates[best]),
-        calibration=Calibration(
-            data=data,
-            data_fingerprint=data_fingerprint,
-            samples=sum(measure.sizes),
-            seed=seed,
-            fidelity=fidelity,
-            versions=versions(),
-        ),
-        evidence=evidence,
-    )
-
-
-def _check_goal(goal: Goal, measure: Measurements) -> None:
-    """Refuse a promise that the samples behind the second look could not show even if nothing were lost."""
-    if goal.kind != "max_drop":
-        return
-    samples, needed = sum(measure.sizes), samples_needed(goal.value or 0.0, goal.confidence)
-    tested = samples - measure.first(second_look(goal, samples))
-    if tested < needed:
-        raise HalfVError(
-            f"{samples} samples leave {tested} for the test, and {needed} are needed to show a loss of at most "
-            f"{goal.value:.1%} with {goal.confidence:.0%} confidence: give {usual_samples(goal)} samples, "
-            "smaller batches, or a larger --max-drop"
+    findings, lifecycle = findings_of(curves, layer_kl, suffix_kl, settings.fidelity, settings.k)
+    if settings.null_samples:
+        spectra, null_kl = measure.null(settings.null_samples, settings.seed)
+        entropy = lifecycle_of(spectra, settings.fidelity, findings.k).entropy
+        null = NullModel(
+            seed=settings.seed,
+            samples=len(spectra),
+            entropy={group: curve.tolist() for group, curve in entropy.items()},
+            layer_kl=null_kl.tolist(),
         )
+        findings = replace(findings, null=null)
+    return findings, lifecycle, suffix_same
 
 
-def second_look(goal: Goal, samples: int) -> int:
-    """How many samples decide which plans are worth the last look."""
-    return min(SECOND_LOOK, samples // 4 if goal.kind == "max_drop" else samples)
-
-
-def usual_samples(goal: Goal) -> int:
-    """How many samples a goal should have: for a promise so many that a plan may lose a few and still be shown good."""
-    if goal.kind == "paper":
-        return 100
-    if goal.kind == "target_flops":
-        return 600
-    tested = 4 * samples_needed(goal.value or 0.0, goal.confidence)
-    return -(-(tested + SECOND_LOOK) // 100) * 100
+def _alone(measure: Measurements, stages: Stages, replied: Replied) -> Trials[Alone] | None:
+    """The second stage alone, at every layer in question; not asked where there are no stages."""
+    if not stages.stable:
+        return None
+    return measure.trials("second stage alone", list(alone_candidates(stages.ssr_tried)), replied, CURVE_SAMPLES)
 
 
 def versions() -> dict[str, str]:
@@ -180,74 +156,73 @@ def versions() -> dict[str, str]:
     }
 
 
-def neighbourhood(layer: int, depth: int) -> range:
-    """Layers near the entropy curve's onset, a tenth of the depth on either side, at which IVR is tried."""
-    reach = max(1, round(depth / 10))
-    return range(max(1, layer - reach), min(depth - 1, layer + reach + 1))
-
-
-def _trials(measure: Measurements, goal: Goal, stages: Stages, replied: Replied, depth: int) -> Trials:
-    """The candidates that a goal asks for, run on all samples."""
-    if goal.kind == "paper":
-        if not stages.stable:
-            return measure.trials("plans", [Candidate(stages.ivr_layer, 0.5, anchor_ratio(0.5))], replied)
-        candidates = list(paper_candidates(depth, neighbourhood(stages.ivr_layer, depth)))
-        return measure.trials("plans", candidates, replied)
-    candidates = list(all_candidates(depth))
-    if goal.kind == "target_flops":
-        candidates = affordable(candidates, measure.model.config, replied.visual, replied.text, goal.value or 0.0)
-    looked = measure.trials("first look", candidates, replied, FIRST_LOOK)
-    seen = second_look(goal, sum(measure.sizes))
-    looked = measure.trials("second look", finalists(looked, goal).candidates, replied, seen)
-    # A promise is tested on samples that had no part in choosing the plans.
-    start = seen if goal.kind == "max_drop" else 0
-    return measure.trials("plans", contenders(looked, goal).candidates, replied, start=start)
-
-
-def _votes(trials: Trials, goal: Goal, seed: int) -> dict[Any, dict[str, float]]:
-    """How often each choice wins, of these candidates, when the samples are drawn anew."""
-    if len(trials.candidates) == 1:
+def _votes(known: Known, picked: Picked, stages: Stages, seed: int) -> dict[Choice, dict[str, float]]:
+    """How often each choice wins when samples are drawn anew: layers among plans in question, the mode by itself."""
+    goal, trials = known.goal, known.trials
+    if picked.number is None or len(trials.candidates) == 1 or (goal.kind == "paper" and not stages.stable):
         return {}
-    counted = votes(trials.lost.shape[1], chooser(trials, goal), seed)
-    return dict(zip(("ivr", "ssr", "mode"), counted, strict=True))
+    if goal.kind == "paper":
+        trials = trials.where(in_question(trials, stages, picked.mode))
+    ivr, ssr, mode = votes(trials.lost.shape[1], chooser(trials, goal), seed)
+    alone = known.alone
+    if goal.kind == "paper" and alone is not None:
+        (mode,) = votes(alone.lost.shape[1], lambda drawn: (settle_mode(stages, alone.of(drawn))[0],), seed)
+    return {"ivr": ivr, "ssr": ssr, "mode": mode}
 
 
-def _decision(candidate: Candidate) -> dict[str, Any]:
-    return {
-        "ivr": IVR(layer=candidate.ivr_layer, retention=candidate.ivr_retention, anchor_ratio=candidate.anchor_ratio),
-        "ssr": SSR(mode=candidate.ssr_mode, layer=candidate.ssr_layer, retention=candidate.ssr_retention),
-    }
+def _profile(
+    model: PreTrainedModel, settings: Settings, chosen: Candidate, evidence: Evidence, samples: int
+) -> Profile:
+    return Profile(
+        model=model_info(model, settings.model_id),
+        ivr=IVR(
+            layer=chosen.ivr_layer,
+            retention=chosen.ivr_retention,
+            anchor_ratio=chosen.anchor_ratio,
+            scored_by=chosen.ivr_scored_by,
+        ),
+        ssr=SSR(
+            mode=chosen.ssr_mode,
+            layer=chosen.ssr_layer,
+            retention=chosen.ssr_retention,
+            scored_by=chosen.ssr_scored_by,
+        ),
+        calibration=Calibration(
+            data=settings.data,
+            data_fingerprint=settings.data_fingerprint,
+            samples=samples,
+            seed=settings.seed,
+            fidelity=settings.fidelity,
+            versions=versions(),
+            settings=settings,
+        ),
+        evidence=evidence,
+    )
 
 
-def _result(trials: Trials, best: int, goal: Goal) -> dict[str, Any]:
+def _result(trials: Trials[Candidate], picked: Picked, settings: Settings) -> dict[str, Any]:
     """What the chosen plan did, as fields of the evidence."""
-    lost, samples = int(trials.lost[best].sum()), trials.lost.shape[1]
-    return {
-        "flops": float(trials.flops[best]),
-        "agreement": float(trials.same[best].mean()),
-        "drop": lost / samples,
-        "drop_bound": upper_bound(lost, samples, goal.confidence),
-    }
+    if picked.number is None:
+        return {}
+    found = trials.results(picked.number)
+    lost, samples = int(trials.lost[picked.number].sum()), found["samples"]
+    bound = upper_bound(lost, samples, settings.goal.confidence)
+    return {"flops": found["flops"], "agreement": found["agreement"], "drop": found["drop"], "drop_bound": bound}
 
 
-def _utility(pruned: Trials, saved: Sequence[float | None]) -> list[Utility]:
-    return [
-        Utility(
-            layer=candidate.ivr_layer,
-            retention=candidate.ivr_retention,
-            drop=float(drop),
-            kl=float(kl),
-            flops_saved=float(1 - flops),
-            latency_saved=clock,
-            utility=marginal_utility(float(drop), float(1 - flops)),
-        )
-        for candidate, drop, kl, flops, clock in zip(
-            pruned.candidates, pruned.drop, pruned.kl.mean(axis=1), pruned.flops, saved, strict=True
-        )
-    ]
+def _trials(trials: Trials[Candidate]) -> list[Trial]:
+    """All plans that were run, the cheapest first."""
+    found = [Trial(**vars(each), **trials.results(number)) for number, each in enumerate(trials.candidates)]
+    return sorted(found, key=lambda trial: trial.flops)
 
 
-def _latency(measure: Measurements, pruned: Trials, wanted: bool) -> Sequence[float | None]:
+def _isolated(alone: Trials[Alone] | None) -> list[Isolated]:
+    if alone is None:
+        return []
+    return [Isolated(**vars(each), **alone.results(number)) for number, each in enumerate(alone.candidates)]
+
+
+def _latency(measure: Measurements, pruned: Trials[Candidate], wanted: bool) -> Sequence[float | None]:
     """Share of the prefill's time saved by each candidate, median over a few batches; None where not asked for."""
     if not wanted:
         return [None] * len(pruned.candidates)
@@ -261,6 +236,20 @@ def _latency(measure: Measurements, pruned: Trials, wanted: bool) -> Sequence[fl
         found.append(np.array(recall(f"latency/{index}", lambda x=inputs: latency_saved(measure.model, x, plans))))  # type: ignore[misc]
     measure.progress("latency", len(batches), len(batches))
     return np.median(found, axis=0).tolist()
+
+
+def _more_curves(findings: Findings, suffix_same: NDArray[np.bool_]) -> dict[str, Any]:
+    """What `Findings` holds beside the lifecycle, as fields of the evidence."""
+    attention = findings.attention()
+    return {
+        "layer_kl": findings.layer_kl.mean(axis=0).tolist(),
+        "suffix_kl": findings.suffix_kl.mean(axis=0).tolist(),
+        "suffix_agreement": suffix_same.mean(axis=0).tolist(),
+        "entropy_by_k": findings.by_k(),
+        "attention_to_visual": [] if attention is None else attention.clip(0, 1).tolist(),
+        "maturity": findings.maturity().tolist(),
+        "null": findings.null,
+    }
 
 
 def _curves(lifecycle: Lifecycle) -> dict[str, Any]:

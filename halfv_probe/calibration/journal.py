@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from halfv_accel import HalfVError
 from halfv_accel.identity import fingerprint
+from halfv_accel.settings import Settings
 
 
 class Journal:
@@ -113,8 +114,8 @@ class Journal:
         return file
 
 
-def header(model: PreTrainedModel, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a calibration measures: the model, its weights (a sample of each tensor), and the settings."""
+def header(model: PreTrainedModel, settings: Settings, batch_size: int) -> dict[str, Any]:
+    """What a calibration measures: the model, its weights (a sample of each tensor), and what the settings ask for."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(name.encode())
@@ -122,5 +123,12 @@ def header(model: PreTrainedModel, settings: Mapping[str, Any]) -> dict[str, Any
             continue
         digest.update(parameter.detach().flatten()[:16].double().cpu().numpy().tobytes())
     kind = {"dtype": str(model.dtype), "device": model.device.type, "attention": model.config._attn_implementation}
+    asked = {**settings.measured(), "batch_size": batch_size}
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    return {"model": fingerprint(model), "weights": digest.hexdigest()[:16], **kind, **versions, **settings}
+    return {
+        "model": fingerprint(model),
+        "weights": digest.hexdigest()[:16],
+        **kind,
+        **versions,
+        **asked,
+    }

@@ -15,11 +15,12 @@ from transformers import PreTrainedModel
 from halfv_accel.adapters import family_of
 from halfv_accel.plan import Fidelity
 from halfv_probe.calibration.journal import Journal
+from halfv_probe.measures.curves import SampleCurves, sample_curves
 from halfv_probe.measures.lifecycle import SampleSpectra, boundary_spectra
-from halfv_probe.measures.redundancy import redundancies
+from halfv_probe.measures.null import fresh
+from halfv_probe.measures.redundancy import layer_redundancy, redundancies
 from halfv_probe.measures.replay import Replay
-from halfv_probe.trials.candidates import Candidate
-from halfv_probe.trials.outcomes import Replied, Trials
+from halfv_probe.trials.outcomes import C, Replied, Trials
 from halfv_probe.trials.prompts import Prompts
 from halfv_probe.trials.replies import Replies, greedy_replies, is_right
 from halfv_probe.trials.walk import run_trials
@@ -53,12 +54,27 @@ class Measurements:
         """Can this model's decoder be replayed at all? Asked once, before hours of measuring."""
         Replay(self.model, self.prompts[0], self.fidelity).verify()
 
-    def spectra(self, samples: int = CURVE_SAMPLES) -> list[SampleSpectra]:
-        found = self._each("entropy", lambda index, inputs: [s.to_json() for s in self._spectra(inputs)], samples)
-        return [SampleSpectra.from_json(sample) for batch in found for sample in batch]
+    def curves(self, samples: int = CURVE_SAMPLES) -> list[SampleCurves]:
+        """Spectra, attention balance and semantic maturity of every sample, by one forward each."""
 
-    def _spectra(self, inputs: Mapping[str, Any]) -> list[SampleSpectra]:
-        return boundary_spectra(self.model, inputs, self.fidelity)
+        def measure(_index: int, inputs: Mapping[str, Any]) -> list[Any]:
+            return [each.to_json() for each in sample_curves(self.model, inputs, self.fidelity)]
+
+        found = self._each("curves", measure, samples)
+        return [SampleCurves.from_json(sample) for batch in found for sample in batch]
+
+    def null(self, samples: int, seed: int) -> tuple[list[SampleSpectra], NDArray[np.float64]]:
+        """Spectra, and KL of each layer [L] in nats, of the same architecture with fresh random weights."""
+        random = fresh(self.model, seed)
+
+        def measure(_index: int, inputs: Mapping[str, Any]) -> list[Any]:
+            spectra = [each.to_json() for each in boundary_spectra(random, inputs, self.fidelity)]
+            return [spectra, layer_redundancy(random, inputs).tolist()]
+
+        batches = self._each("random weights", measure, samples, key=f"random weights {seed}")
+        spectra = [SampleSpectra.from_json(sample) for batch in batches for sample in batch[0]]
+        sizes = [len(batch[0]) for batch in batches]
+        return spectra, np.average([batch[1] for batch in batches], axis=0, weights=sizes)
 
     def redundancies(
         self, samples: int = CURVE_SAMPLES
@@ -92,11 +108,11 @@ class Measurements:
     def trials(
         self,
         step: str,
-        candidates: Sequence[Candidate],
+        candidates: Sequence[C],
         replied: Replied,
         samples: int | None = None,
         start: int = 0,
-    ) -> Trials:
+    ) -> Trials[C]:
         """Run candidates on all samples, on the first so many (in whole batches), or on those behind ``start``."""
         plans = [candidate.plan(self.fidelity) for candidate in candidates]
 
@@ -111,6 +127,12 @@ class Measurements:
         config = self.model.config
         flops = np.array([each.flops(config, replied.visual, replied.text) for each in candidates])
         return Trials(tuple(candidates), flops, replied.lost(same, self.first(start)), same, kl)
+
+    def tasks(self, start: int = 0) -> list[str]:
+        """What kind of question each sample asks, from `start` on; empty where that is not known."""
+        if not isinstance(self.prompts, Prompts):
+            return []
+        return [str(getattr(sample, "task", "")) for sample in self.prompts.samples[self.first(start) :]]
 
     def _each(
         self,

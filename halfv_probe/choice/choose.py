@@ -1,7 +1,8 @@
 """Choosing a plan from what plans did: evidence first, curves as guide.
 
-Three goals. ``paper`` keeps the ratios of Table 9 and asks which layers and which mode: near the onset of the entropy
-curve, the cheapest plan that loses at most half a point more of the answers than the most careful one. ``target_flops``
+Three goals. ``paper`` keeps the ratios of Table 9 for the mode that was found (`mode`) and asks which layers: the
+cheapest plan that loses at most half a point more of the answers than the most careful one with these ratios.
+``target_flops``
 takes, of all plans within the budget, the one that loses least. ``max_drop`` tests plans on samples that had no part in
 choosing them, from the most faithful to the cheapest, each by a one-sided Clopper-Pearson bound, and takes the last one
 before the first that is not shown to stay below the limit.
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 from halfv_accel import HalfVError
 from halfv_accel.evidence import Goal
 from halfv_probe.choice.confidence import upper_bound
+from halfv_probe.choice.mode import surely_positive
+from halfv_probe.trials.candidates import Candidate
 from halfv_probe.trials.outcomes import Trials
 
 TOLERANCE = 0.005  # of the goal "paper": share of answers lost beyond the most careful plan's
@@ -27,8 +30,15 @@ PER_BRACKET = 2
 CONTENDERS = 12  # plans within a budget that are run on all samples
 
 
-def choose(trials: Trials, goal: Goal) -> int:
+def choose(trials: Trials[Candidate], goal: Goal, tolerance: float = TOLERANCE) -> int:
     """Number of the best candidate for a goal.
+
+    Parameters
+    ----------
+    trials : Trials
+        For the goal ``paper`` of one mode and its ratios.
+    tolerance : float
+        Of the goal ``paper``: share of answers lost beyond the most careful plan's.
 
     Raises
     ------
@@ -40,10 +50,21 @@ def choose(trials: Trials, goal: Goal) -> int:
     if goal.kind == "max_drop":
         return _last_shown(trials, goal)
     drop = trials.drop
-    return _cheapest(trials, drop <= drop.min() + TOLERANCE + 1e-9)
+    return _cheapest(trials, drop <= drop.min() + tolerance + 1e-9)
 
 
-def finalists(trials: Trials, goal: Goal) -> Trials:
+def hopeful(trials: Trials[Candidate], tolerance: float = TOLERANCE) -> Trials[Candidate]:
+    """Candidates that may still prove to lose no more than the tolerance beyond the most careful one.
+
+    After a look at some samples, those are out whose loss is larger by more than the tolerance and by more than chance
+    explains (paired differences, 95 %).
+    """
+    most_careful = trials.lost[_by_faith(trials)[0]].astype(np.float64)
+    out = [surely_positive(lost - most_careful - tolerance) for lost in trials.lost]
+    return trials.where(~np.array(out))
+
+
+def finalists(trials: Trials[Candidate], goal: Goal) -> Trials[Candidate]:
     """Candidates worth all samples, after a first look at some: the most faithful of every FLOPs bracket.
 
     Within a budget, where cost no longer counts, the most faithful of all come along.
@@ -62,7 +83,7 @@ def finalists(trials: Trials, goal: Goal) -> Trials:
     return kept.where(np.array(sorted(chosen)))
 
 
-def contenders(trials: Trials, goal: Goal) -> Trials:
+def contenders(trials: Trials[Candidate], goal: Goal) -> Trials[Candidate]:
     """The few finalists worth the last look.
 
     Within a budget, the most faithful. For a promise, those that no cheaper one is as faithful as, from the most
@@ -77,16 +98,20 @@ def contenders(trials: Trials, goal: Goal) -> Trials:
     return trials.where(np.array(front[::-1]))
 
 
-def best_by_mode(trials: Trials, flops: float) -> dict[str, float]:
-    """The smallest drop that each SSR mode reaches with at most so many FLOPs; modes that cannot are left out."""
-    found: dict[str, float] = {}
-    for candidate, cost, drop in zip(trials.candidates, trials.flops, trials.drop, strict=True):
-        if cost <= flops * 1.001:
-            found[candidate.ssr_mode] = min(drop, found.get(candidate.ssr_mode, 1.0))
-    return {mode: float(drop) for mode, drop in found.items()}
+def promising(trials: Trials[Candidate], goal: Goal, count: int) -> list[Candidate]:
+    """The plans of which other anchors and other scorers are worth a look: those that would be chosen by this look.
+
+    Within a budget, the most faithful; for a promise, the cheapest contenders that keep it so far.
+    """
+    if goal.kind == "target_flops":
+        kept = trials.where(_within(trials, goal.value or 0.0))
+        return [kept.candidates[number] for number in _by_faith(kept)[:count]]
+    front = contenders(trials, goal)
+    keeping = [n for n in range(len(front.candidates)) if front.drop[n] <= (goal.value or 0.0)]
+    return [front.candidates[number] for number in keeping[-count:]]
 
 
-def chooser(trials: Trials, goal: Goal) -> Callable[[NDArray[np.intp]], tuple[int, int | None, str]]:
+def chooser(trials: Trials[Candidate], goal: Goal) -> Callable[[NDArray[np.intp]], tuple[int, int | None, str]]:
     """For the bootstrap: from drawn samples to (IVR layer, SSR layer, mode). A goal out of reach gives the fallback."""
 
     def again(samples: NDArray[np.intp]) -> tuple[int, int | None, str]:
@@ -101,22 +126,31 @@ def chooser(trials: Trials, goal: Goal) -> Callable[[NDArray[np.intp]], tuple[in
     return again
 
 
-def _by_faith(trials: Trials) -> NDArray[np.intp]:
+def _by_faith(trials: Trials[Candidate]) -> NDArray[np.intp]:
     """Numbers of the candidates, the most faithful first: fewest lost, then smallest KL."""
     return np.lexsort((trials.kl.mean(axis=1), trials.drop))
 
 
-def _cheapest(trials: Trials, allowed: NDArray[np.bool_]) -> int:
-    """Of the allowed candidates the cheapest; of equally cheap ones the most faithful."""
-    numbers = np.flatnonzero(allowed)
-    return int(min(numbers, key=lambda n: (round(float(trials.flops[n]), 6), trials.drop[n], trials.kl[n].mean())))
+def _cheapest(trials: Trials[Candidate], allowed: NDArray[np.bool_]) -> int:
+    """Of the allowed candidates the cheapest, or of its variants (other anchors, other scorers) the most faithful.
+
+    What anchors cost is next to nothing and must not decide.
+    """
+    numbers = np.flatnonzero(allowed).tolist()
+
+    def cost(n: int) -> tuple[float, float, float]:
+        return round(float(trials.flops[n]), 6), float(trials.drop[n]), float(trials.kl[n].mean())
+
+    kind = trials.candidates[min(numbers, key=cost)].kind
+    variants = [n for n in numbers if trials.candidates[n].kind == kind]
+    return int(min(variants, key=lambda n: cost(n)[1:] + cost(n)[:1]))
 
 
-def _within(trials: Trials, budget: float) -> NDArray[np.bool_]:
+def _within(trials: Trials[Candidate], budget: float) -> NDArray[np.bool_]:
     return trials.flops <= budget + 1e-9
 
 
-def _most_faithful(trials: Trials, budget: float) -> int:
+def _most_faithful(trials: Trials[Candidate], budget: float) -> int:
     within = np.flatnonzero(_within(trials, budget))
     if len(within) == 0:
         raise HalfVError(
@@ -126,7 +160,7 @@ def _most_faithful(trials: Trials, budget: float) -> int:
     return int(within[_by_faith(trials.where(within))[0]])
 
 
-def _last_shown(trials: Trials, goal: Goal) -> int:
+def _last_shown(trials: Trials[Candidate], goal: Goal) -> int:
     """Test the candidates in their order, and stop at the first that is not shown to keep the promise.
 
     A sequence that was fixed beforehand may be tested at full confidence each (Maurer et al. 1995; for model choice,

@@ -1,49 +1,81 @@
-"""Why a plan was chosen, one sentence a choice, for the table and the report."""
+"""Why a plan was chosen: one sentence a choice, and each choice as curves, KL and trials make it."""
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Sequence
+from typing import Literal
 
-from halfv_accel.evidence import Goal
-from halfv_probe.choice.choose import best_by_mode
+import numpy as np
+
+from halfv_accel.evidence import Choice, Goal, Utility, Verdict
+from halfv_probe.choice.pick import Picked
 from halfv_probe.choice.stages import Stages
+from halfv_probe.trials.candidates import Candidate
 from halfv_probe.trials.outcomes import Trials
-from halfv_probe.trials.utility import marginal_utility
 
 
 def explain(
     stages: Stages,
+    picked: Picked,
     goal: Goal,
-    trials: Trials,
-    best: int,
-    pruned: Trials,
-    layer_kl: NDArray[np.float64],
-    suffix_kl: NDArray[np.float64],
+    trials: Trials[Candidate],
+    utility: Sequence[Utility],
+    suffix_kl: np.ndarray,
 ) -> dict[str, str]:
-    """Keys: ivr, ssr, mode, goal, and curve (what the entropy curve alone says)."""
-    if goal.kind == "paper" and not stages.stable:
+    """Keys: ivr, ssr, mode, goal, and curve (what the curves alone say)."""
+    if picked.number is None or (goal.kind == "paper" and not stages.stable):
         return {**stages.reasons, "curve": stages.reasons["ivr"]}
-    chosen = trials.candidates[best]
-    reasons = {"goal": _goal(goal, trials, best), "curve": _curve(stages)}
-    reasons["ivr"] = _ivr(stages, pruned, chosen.ivr_layer, chosen.ivr_retention)
+    chosen = picked.candidate
+    reasons = {"goal": _goal(goal, trials, picked.number), "curve": _curve(stages)}
+    reasons["ivr"] = _ivr(stages, utility, chosen.ivr_layer, chosen.ivr_retention)
     if chosen.ssr_layer is not None:
-        frozen = (
-            f"visual updates frozen in all layers from {chosen.ssr_layer} on cost {suffix_kl[chosen.ssr_layer]:.1e}"
-        )
+        frozen = f"freezing all layers from {chosen.ssr_layer} on costs {suffix_kl[chosen.ssr_layer]:.1e} nats"
         instead = ", which drops tokens instead," if chosen.ssr_mode == "sparse" else ""
-        reasons["ssr"] = f"{frozen} nats; the plan{instead} loses {trials.drop[best]:.1%}"
-    reasons["mode"] = _mode(trials, best, layer_kl)
+        reasons["ssr"] = f"{frozen}; the plan{instead} loses {trials.drop[picked.number]:.1%}"
+    by_kl = stages.reasons["mode"] if stages.stable else "no stages"
+    reasons["mode"] = f"by KL: {stages.ssr_mode} ({by_kl})"
+    if picked.verdict is not None:
+        overruled = picked.verdict.mode not in (None, stages.ssr_mode)
+        reasons["mode"] += f"; by trials{', which decide' if overruled else ''}: {picked.verdict.says}"
     return reasons
+
+
+def verdicts(stages: Stages, picked: Picked) -> dict[Choice, Verdict]:
+    """Each of L_IVR, L_SSR and the mode, by curve, by KL and by trials.
+
+    By curve is visual entropy's word; by KL the layer KL's (L_IVR, the mode) or the suffix KL's (L_SSR).
+    """
+    chosen = picked.candidate
+    alone = picked.verdict.mode if picked.verdict is not None else None
+    by_kl = stages.ssr_mode if stages.stable else None
+    modes = [each for each in (by_kl, alone) if each is not None]
+    return {
+        "ivr": _layers(_named(stages, "ivr", "visual entropy"), _named(stages, "ivr", "layer KL"), chosen.ivr_layer),
+        "ssr": _layers(_named(stages, "ssr", "visual entropy"), _named(stages, "ssr", "suffix KL"), chosen.ssr_layer),
+        "mode": Verdict(kl=by_kl, trials=alone, agree=len(set(modes)) <= 1),
+    }
+
+
+def _layers(curve: int | None, kl: int | None, trials: int | None) -> Verdict:
+    named = [each for each in (curve, kl, trials) if each is not None]
+    words = [None if each is None else str(each) for each in (curve, kl, trials)]
+    return Verdict(
+        curve=words[0], kl=words[1], trials=words[2], agree=max(named, default=0) - min(named, default=0) <= 1
+    )
+
+
+def _named(stages: Stages, choice: Literal["ivr", "ssr"], curve: str) -> int | None:
+    return next((each.layer for each in stages.witnesses[choice] if each.curve == curve), None)
 
 
 def _curve(stages: Stages) -> str:
     if not stages.stable:
         return stages.reasons["ssr"]
-    return f"read off the entropy curve alone: IVR at {stages.ivr_layer}, SSR at {stages.ssr_layer}"
+    agreed = "witnesses agree" if stages.agree("ivr") else f"witnesses do not agree: {stages.reasons['ivr']}"
+    return f"read off the curves alone: IVR at {stages.ivr_layer} ({agreed}), SSR at {stages.ssr_layer}"
 
 
-def _goal(goal: Goal, trials: Trials, best: int) -> str:
+def _goal(goal: Goal, trials: Trials[Candidate], best: int) -> str:
     tried = f"{len(trials.candidates)} plans run on {trials.lost.shape[1]} samples"
     lost = f"{int(trials.lost[best].sum())} of {trials.lost.shape[1]} answers lost"
     if goal.kind == "target_flops":
@@ -53,30 +85,14 @@ def _goal(goal: Goal, trials: Trials, best: int) -> str:
     return f"the cheapest of {tried} at the paper's ratios within half a point of the most careful: {lost}"
 
 
-def _ivr(stages: Stages, pruned: Trials, layer: int, retention: float) -> str:
-    """Where the curve has its onset, and where pruning once has the smallest marginal utility near it."""
+def _ivr(stages: Stages, utility: Sequence[Utility], layer: int, retention: float) -> str:
+    """Where Stage I ends, and what pruning once costs at the nearest layer and ratio that were measured."""
+    ends = f"Stage I ends at layer {stages.ivr_layer}" if stages.stable else "no end of Stage I"
     if retention == 1:
-        return "no first stage: all visual tokens are kept up to the second"
-    nearest = min({c.ivr_retention for c in pruned.candidates}, key=lambda ratio: abs(ratio - retention))
-    utility = {
-        candidate.ivr_layer: marginal_utility(float(drop), float(1 - flops))
-        for candidate, drop, flops in zip(pruned.candidates, pruned.drop, pruned.flops, strict=True)
-        if candidate.ivr_retention == nearest
-    }
-    near = {number: value for number, value in utility.items() if abs(number - layer) <= 1}
-    smallest = [number for number, value in near.items() if value == min(near.values())]
-    onset = f"entropy falls by {stages.fall:.2f} nats behind layer {stages.ivr_layer}" if stages.stable else "no onset"
-    rank = (
-        "the smallest" if layer in smallest else f"not the smallest (layer {smallest[0]} has {min(near.values()):.3f})"
-    )
-    return f"{onset}; keeping {nearest:.0%} here has marginal utility {utility[layer]:.3f}, {rank} near it"
-
-
-def _mode(trials: Trials, best: int, layer_kl: NDArray[np.float64]) -> str:
-    """What KL says, and what both modes lose at the same cost."""
-    chosen = trials.candidates[best]
-    first = min(chosen.ssr_layer or chosen.ivr_layer, len(layer_kl) - 2)
-    deep = float(layer_kl[first:-1].mean())  # nothing reads what the last layer does to visual tokens
-    modes = best_by_mode(trials, float(trials.flops[best]))
-    at_most = ", ".join(f"{mode} {drop:.0%}" for mode, drop in sorted(modes.items()))
-    return f"a layer from {first} on is worth {deep:.1e} nats; lost at no more FLOPs: {at_most}"
+        return f"{ends}; no first stage: all visual tokens are kept up to the second"
+    nearest = min(utility, key=lambda each: (abs(each.retention - retention), abs(each.layer - layer)))
+    alike = [each for each in utility if each.retention == nearest.retention]
+    least = min(alike, key=lambda each: each.utility)
+    rank = "the smallest of all" if least.utility == nearest.utility else f"layer {least.layer} has {least.utility:.3f}"
+    where = f"keeping {nearest.retention:.0%} at {nearest.layer} has marginal utility {nearest.utility:.3f}"
+    return f"{ends}; {where}, {rank}"

@@ -7,7 +7,8 @@ the elbow of the visual spectrum averaged over samples and boundaries.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
@@ -135,7 +136,16 @@ def boundary_spectra(
     model: PreTrainedModel, inputs: Mapping[str, Any], fidelity: Fidelity = "paper"
 ) -> list[SampleSpectra]:
     """One forward: the spectra of every prompt of a batch at every boundary."""
-    family = family_of(model)
+    with watch_spectra(family_of(model), inputs, fidelity) as done:
+        model(**inputs, use_cache=False, logits_to_keep=1)
+    return done()
+
+
+@contextmanager
+def watch_spectra(
+    family: Family, inputs: Mapping[str, Any], fidelity: Fidelity
+) -> Iterator[Callable[[], list[SampleSpectra]]]:
+    """Take the spectra of the next forward, which runs inside the block; yields what gives them afterwards."""
     ids = inputs["input_ids"]
     visual = family.visual_positions(ids)
     mask = inputs.get("attention_mask")
@@ -147,8 +157,7 @@ def boundary_spectra(
             row.see(tokens)
 
     with watch_boundaries(family.layers, see):
-        model(**inputs, use_cache=False, logits_to_keep=1)
-    return [row.done() for row in rows]
+        yield lambda: [row.done() for row in rows]
 
 
 class _Row:

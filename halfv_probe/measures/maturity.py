@@ -11,7 +11,8 @@ torch.Size([1, 33])
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,8 +63,19 @@ def semantic_maturity(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Sema
     """
     check_evaluating(model)
     family = family_of(model)
-    last = tokens_of(family, inputs, pictures=False).last
-    top1, probability = [], []
+    with watch_maturity(family, tokens_of(family, inputs, pictures=False).last) as done:
+        model(**inputs, use_cache=False, logits_to_keep=1)
+    return done()
+
+
+@contextmanager
+def watch_maturity(family: Family, last: Tensor) -> Iterator[Callable[[], SemanticMaturity]]:
+    """Read the boundaries of the next forward, which runs inside the block; yields what gives the result afterwards.
+
+    ``last`` is the position of each prompt's last token, long [B].
+    """
+    top1: list[Tensor] = []
+    probability: list[Tensor] = []
 
     def see(_boundary: int, states: Tensor) -> None:
         ends = states[torch.arange(len(last), device=states.device), last.to(states.device)]
@@ -72,8 +84,7 @@ def semantic_maturity(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Sema
         probability.append(most.values.cpu())
 
     with watch_boundaries(family.layers, see):
-        model(**inputs, use_cache=False, logits_to_keep=1)
-    return SemanticMaturity(torch.stack(top1, dim=1), torch.stack(probability, dim=1))
+        yield lambda: SemanticMaturity(torch.stack(top1, dim=1), torch.stack(probability, dim=1))
 
 
 def logit_lens(family: Family, states: Tensor) -> Tensor:

@@ -8,18 +8,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from typing import Any, Literal
 
 from halfv_accel import HalfVError
 from halfv_accel.flops import prefill_flops, selection_flops
-from halfv_accel.plan import Fidelity, Plan, SSRMode, halfv_plan
-from halfv_accel.strategies import ScoredBy
+from halfv_accel.plan import Fidelity, Plan, SSRMode, Stage, Then, halfv_plan
+from halfv_accel.strategies import AnchorCover, KeepNone, LastTokenAttention, ScoredBy
 
 # Table 9: the Qwen row for sparse, the LLaVA-1.5 rows for freeze. (R_IVR, R_S, kept by SSR)
-PAPER = {"sparse": (0.25, 0.1, 0.05), "freeze": (0.5, 0.2, None)}
+PAPER: dict[SSRMode, tuple[float, float, float | None]] = {
+    "sparse": (0.25, 0.1, 0.05),
+    "freeze": (0.5, 0.2, None),
+    "none": (0.5, 0.2, None),
+}
+ALONE_KEPT = 0.05  # Table 2 (e), Figure 8
+ANCHORS = (0.0, 0.1, 0.2, 0.5)  # R_S, Figure 6
+SCORERS: tuple[ScoredBy, ...] = ("previous", "own")
 RETENTIONS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
 SPARSE = (0.1, 0.05)
+UTILITY_LAYERS = 16
 UTILITY_RETENTIONS = (0.5, 0.25, 0.125)  # Appendix E
 
 
@@ -40,10 +49,61 @@ class Candidate:
         return halfv_plan(**asdict(self), fidelity=fidelity)
 
     def flops(self, config: Any, visual: int, text: int) -> float:
-        """Exact prefill FLOPs of the decoder, selection included / untouched, for so many tokens."""
-        plan = self.plan()
-        whole = prefill_flops(config, visual, text)
-        return (prefill_flops(config, visual, text, plan) + selection_flops(config, visual, plan)) / whole
+        return relative_flops(self.plan(), config, visual, text)
+
+    def variants(self) -> Iterator[Candidate]:
+        """The same layers, mode and ratios with every R_S, and scored by either layer; itself comes along."""
+        second: tuple[ScoredBy, ...] = SCORERS if self.ssr_mode == "sparse" else ("previous",)
+        for anchors, first, then in product(ANCHORS, SCORERS, second):
+            yield replace(self, anchor_ratio=anchors, ivr_scored_by=first, ssr_scored_by=then)
+
+    @property
+    def kind(self) -> tuple[int, float, SSRMode, int | None, float | None]:
+        """What variants share."""
+        return self.ivr_layer, self.ivr_retention, self.ssr_mode, self.ssr_layer, self.ssr_retention
+
+    @classmethod
+    def of(cls, plan: Plan) -> Candidate:
+        """The candidate that a plan of HalfV's is, e.g. a row of Table 9."""
+        ivr, *rest = plan.stages
+        anchors = ivr.strategy
+        if not isinstance(anchors, AnchorCover):
+            raise ValueError(f"stage '{ivr.name}' is not AnchorCover's, so this is no plan of HalfV's")
+        first = cls(ivr.layer, ivr.retention, anchors.anchor_ratio, ivr_scored_by=anchors.scored_by)
+        if not rest:
+            return first
+        ssr = rest[0]
+        if ssr.then == "freeze":
+            return replace(first, ssr_mode="freeze", ssr_layer=ssr.layer)
+        by = ssr.strategy.scored_by if isinstance(ssr.strategy, LastTokenAttention) else "previous"
+        return replace(first, ssr_mode="sparse", ssr_layer=ssr.layer, ssr_retention=ssr.retention, ssr_scored_by=by)
+
+
+@dataclass(frozen=True, order=True)
+class Alone:
+    """The second stage alone, with nothing pruned before it (Table 2, Figure 8).
+
+    ``withdraw`` drops all visual tokens, which no plan of HalfV's does: it says what there was to lose.
+    """
+
+    mode: Literal["freeze", "sparse", "withdraw"]
+    layer: int
+    scored_by: ScoredBy = "previous"
+
+    def plan(self, fidelity: Fidelity = "paper") -> Plan:
+        if self.mode == "sparse":
+            return Plan((Stage("ssr", self.layer, LastTokenAttention(True, self.scored_by), ALONE_KEPT),), fidelity)
+        then: Then = "freeze" if self.mode == "freeze" else "drop"
+        return Plan((Stage("ssr", self.layer, KeepNone(), 0.0, then),), fidelity)
+
+    def flops(self, config: Any, visual: int, text: int) -> float:
+        return relative_flops(self.plan(), config, visual, text)
+
+
+def relative_flops(plan: Plan, config: Any, visual: int, text: int) -> float:
+    """Exact prefill FLOPs of the decoder, selection included / untouched, for so many tokens."""
+    whole = prefill_flops(config, visual, text)
+    return (prefill_flops(config, visual, text, plan) + selection_flops(config, visual, plan)) / whole
 
 
 def anchor_ratio(retention: float) -> float:
@@ -51,12 +111,29 @@ def anchor_ratio(retention: float) -> float:
     return 0.2 if retention >= 0.5 else 0.1
 
 
-def paper_candidates(depth: int, ivr_layers: Iterable[int]) -> Iterator[Candidate]:
-    """The paper's ratios for both modes, at these IVR layers and every SSR layer behind them."""
+def alone_candidates(layers: Iterable[int]) -> Iterator[Alone]:
+    """Every mode of the second stage at these layers, ``sparse`` scored by either layer."""
+    for layer in layers:
+        yield Alone("freeze", layer)
+        yield Alone("withdraw", layer)
+        for scored_by in SCORERS:
+            yield Alone("sparse", layer, scored_by)
+
+
+def paper_candidates(
+    depth: int, ivr_layers: Iterable[int], ssr_layers: Iterable[int], mode: SSRMode
+) -> Iterator[Candidate]:
+    """The paper's ratios for one mode, at these layers; without a second stage, half of the tokens stay."""
+    retention, anchors, kept = PAPER[mode]
+    scorers: tuple[ScoredBy, ...] = SCORERS if mode == "sparse" else ("previous",)
+    later = list(ssr_layers)
     for ivr in ivr_layers:
-        for mode, (retention, anchors, kept) in PAPER.items():
-            for ssr in _behind(ivr, mode, depth):
-                yield Candidate(ivr, retention, anchors, mode, ssr, kept)  # type: ignore[arg-type]
+        if mode == "none":
+            yield Candidate(ivr, retention, anchors)
+            continue
+        for ssr in sorted(set(later) & set(_behind(ivr, mode, depth))):
+            for scored_by in scorers:
+                yield Candidate(ivr, retention, anchors, mode, ssr, kept, ssr_scored_by=scored_by)
 
 
 def all_candidates(depth: int, retentions: Sequence[float] = RETENTIONS) -> Iterator[Candidate]:
@@ -92,12 +169,16 @@ def affordable(candidates: Sequence[Candidate], config: Any, visual: int, text: 
 
 
 def utility_candidates(depth: int) -> Iterator[Candidate]:
-    """Pruning once, at every layer, with the ratios of Appendix E."""
-    for layer in range(1, depth):
+    """Pruning once, with the ratios of Appendix E, at every layer; in deep models at up to 16 layers evenly apart."""
+    for layer in range(1, depth, -(-(depth - 1) // UTILITY_LAYERS)):
         for retention in UTILITY_RETENTIONS:
             yield Candidate(layer, retention, anchor_ratio(retention))
 
 
 def _behind(ivr: int, mode: str, depth: int) -> range:
-    """Layers at which the second stage may begin; only a freeze may share the first stage's layer."""
-    return range(ivr if mode == "freeze" else ivr + 1, depth)
+    """Layers at which the second stage may begin.
+
+    Only a freeze may share the first stage's layer. It never begins at the last layer: nothing reads what that one
+    makes of visual tokens, so such a plan does nothing.
+    """
+    return range(ivr, depth - 1) if mode == "freeze" else range(ivr + 1, depth)

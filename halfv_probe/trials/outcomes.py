@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from halfv_accel.evidence import Trial
-from halfv_probe.trials.candidates import Candidate
+from halfv_probe.trials.candidates import Alone, Candidate
 from halfv_probe.trials.replies import Replies
 
+C = TypeVar("C", Candidate, Alone)
 LABELS_COUNT_FROM = 0.5  # a model that answers fewer right is judged by agreement: its answers are not the labels' kind
 
 
@@ -44,24 +45,24 @@ class Replied:
 
 
 @dataclass(frozen=True)
-class Trials:
+class Trials(Generic[C]):
     """What candidates did to each sample.
 
     ``flops`` is float64 [P] (share of untouched), ``lost`` bool [P, n] (was a right answer lost? where no answers are
     known: was the reply changed?), ``same`` bool [P, n] (is the whole reply unchanged?), ``kl`` float64 [P, n] nats.
     """
 
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[C, ...]
     flops: NDArray[np.float64]
     lost: NDArray[np.bool_]
     same: NDArray[np.bool_]
     kl: NDArray[np.float64]
 
-    def of(self, samples: NDArray[np.intp]) -> Trials:
+    def of(self, samples: NDArray[np.intp]) -> Trials[C]:
         """On some samples, which may come several times."""
         return replace(self, lost=self.lost[:, samples], same=self.same[:, samples], kl=self.kl[:, samples])
 
-    def where(self, kept: NDArray[np.bool_] | NDArray[np.intp]) -> Trials:
+    def where(self, kept: NDArray[np.bool_] | NDArray[np.intp]) -> Trials[C]:
         """Some of the candidates."""
         numbers = np.arange(len(self.candidates))[kept]
         chosen = tuple(self.candidates[number] for number in numbers)
@@ -72,13 +73,21 @@ class Trials:
         """Share of samples lost: [P]."""
         return self.lost.mean(axis=1)
 
-    def trial(self, index: int) -> Trial:
-        """One candidate's results for the profile."""
-        return Trial(
-            **asdict(self.candidates[index]),
-            flops=float(self.flops[index]),
-            agreement=float(self.same[index].mean()),
-            drop=float(self.lost[index].mean()),
-            kl=float(self.kl[index].mean()),
-            samples=self.lost.shape[1],
+    def joined(self, other: Trials[C]) -> Trials[C]:
+        """These candidates, and those of others that are not among them, on the same samples."""
+        new = [number for number, each in enumerate(other.candidates) if each not in self.candidates]
+        more = other.where(np.array(new, dtype=np.intp))
+        flops, lost, same, kl = (
+            np.concatenate([getattr(self, name), getattr(more, name)]) for name in ("flops", "lost", "same", "kl")
         )
+        return Trials(self.candidates + more.candidates, flops, lost, same, kl)
+
+    def results(self, index: int) -> dict[str, Any]:
+        """What one candidate did, as fields of the profile's documents."""
+        return {
+            "flops": float(self.flops[index]),
+            "agreement": float(self.same[index].mean()),
+            "drop": float(self.lost[index].mean()),
+            "kl": float(self.kl[index].mean()),
+            "samples": self.lost.shape[1],
+        }
