@@ -23,8 +23,8 @@ from matplotlib.textpath import TextPath
 
 from halfv_accel import HalfVError, Profile
 from halfv_accel.files import check_writable, write_atomically
+from halfv_probe.views import tables
 from halfv_probe.views.landmarks import Band, bands, marks
-from halfv_probe.views.tables import entropy_table
 
 KINDS = ("png", "svg", "pdf")
 CURVES: dict[Any, dict[str, Any]] = {
@@ -77,7 +77,7 @@ def plot_entropy(profile: Profile, path: Path | str) -> Path:
         check_writable(file)
     picture = render(lambda figure: draw_lifecycle(figure, profile), (WIDE, 7.0), kind)
     write_atomically(path, picture)
-    write_atomically(numbers, entropy_table(profile).csv().encode())
+    write_atomically(numbers, tables.csv(tables.entropy(profile)).encode())
     return numbers
 
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from html import escape
 from string import Template
 
-from halfv_probe.views.tables import Table
+import pandas as pd
+
+from halfv_probe.views import tables
 
 STYLE = """
 :root { --ink: #1a1a1a; --soft: #555; --line: #c8c8c8; --accent: #10558c; }
@@ -149,18 +151,20 @@ def grid(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> st
     return f"{box}\n<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n</div>"
 
 
-def plot(content: bytes, alt: str, caption: str, table: Table) -> str:
-    """One plot, its caption, and its numbers to download."""
-    return f'<figure class="plot">\n{_image(Picture(content, alt))}\n{_caption(caption, table)}\n</figure>'
+def plot(content: bytes, alt: str, caption: str, name: str, numbers: pd.DataFrame) -> str:
+    """One plot, its caption, and its numbers to download as ``name``.csv."""
+    below = f"<figcaption>{escape(caption)} {download(name, numbers)}</figcaption>"
+    return f'<figure class="plot">\n{_image(Picture(content, alt))}\n{below}\n</figure>'
 
 
-def gallery(pictures: Sequence[Picture], caption: str, table: Table) -> str:
+def gallery(pictures: Sequence[Picture], caption: str, name: str, numbers: pd.DataFrame) -> str:
     """Several pictures of one thing side by side, with one caption and one table."""
     boxes = "\n".join(
         f"<div{_class('wide' if picture.wide else '')}>{_image(picture)}{paragraph(picture.label)}</div>"
         for picture in pictures
     )
-    return f'<figure>\n<div class="pictures">\n{boxes}\n</div>\n{_caption(caption, table)}\n</figure>'
+    below = f"<figcaption>{escape(caption)} {download(name, numbers)}</figcaption>"
+    return f'<figure>\n<div class="pictures">\n{boxes}\n</div>\n{below}\n</figure>'
 
 
 def links(items: Sequence[tuple[str, str]]) -> str:
@@ -169,15 +173,15 @@ def links(items: Sequence[tuple[str, str]]) -> str:
     return f'<nav aria-label="Sections">\n{inner}\n</nav>'
 
 
+def download(name: str, numbers: pd.DataFrame) -> str:
+    """A link that holds a table as ``name``.csv."""
+    file = escape(f"{name}.csv")
+    href = _data("text/csv;charset=utf-8", tables.csv(numbers).encode())
+    return f'<a class="csv" download="{file}" href="{href}">Numbers: {file}</a>'
+
+
 def _image(picture: Picture) -> str:
     return f'<img src="{_data(picture.kind, picture.content)}" alt="{escape(picture.alt)}">'
-
-
-def _caption(text: str, table: Table) -> str:
-    """What a figure shows, and a link that holds its numbers."""
-    name = escape(f"{table.name}.csv")
-    href = _data("text/csv;charset=utf-8", table.csv().encode())
-    return f'<figcaption>{escape(text)} <a class="csv" download="{name}" href="{href}">Numbers: {name}</a></figcaption>'
 
 
 def _data(kind: str, content: bytes) -> str:

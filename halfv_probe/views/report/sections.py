@@ -67,7 +67,7 @@ def entropy(profile: Profile) -> str:
     if evidence.curve_only:
         caption += " Grey shades are the stages as this curve alone shows them; trials may put the plan elsewhere."
     content = render(lambda figure: plots.draw_entropy(figure, profile), (NARROW, 4.3))
-    return page.plot(content, f"Entropy of visual tokens: {course}.", caption, tables.entropy_table(profile))
+    return page.plot(content, f"Entropy of visual tokens: {course}.", caption, "entropy", tables.entropy(profile))
 
 
 def spectrum(profile: Profile) -> str:
@@ -83,7 +83,7 @@ def spectrum(profile: Profile) -> str:
     first, last = percent(rows[0][0]), percent(rows[-1][0])
     alt = f"The largest eigenvalue holds {first} of the sum before layer 0, {last} at the output."
     content = render(lambda figure: figures.draw_spectrum(figure, profile), (NARROW, 5.6))
-    return page.plot(content, alt, caption, tables.spectrum_table(profile))
+    return page.plot(content, alt, caption, "spectrum", tables.spectrum(profile))
 
 
 def redundancy(profile: Profile) -> str:
@@ -102,7 +102,7 @@ def redundancy(profile: Profile) -> str:
     worst = int(np.argmax(curve))
     alt = f"Largest KL {curve[worst]:.2g} nats, at layer {worst}; at the last but one layer {curve[-2]:.2g}."
     content = render(lambda figure: plots.draw_redundancy(figure, profile), (NARROW, 4.3))
-    return page.plot(content, alt, caption, tables.redundancy_table(profile))
+    return page.plot(content, alt, caption, "redundancy", tables.redundancy(profile))
 
 
 def utility(profile: Profile) -> str:
@@ -119,7 +119,7 @@ def utility(profile: Profile) -> str:
     layers = len({cell.layer for cell in cells})
     height = 1.7 + layers * min(0.3, max(0.17, 8 / layers))
     content = render(lambda figure: figures.draw_utility(figure, profile), (NARROW, height))
-    return page.plot(content, alt, caption, tables.utility_table(profile))
+    return page.plot(content, alt, caption, "utility", tables.utility(profile))
 
 
 def trials(profile: Profile) -> str:
@@ -135,7 +135,7 @@ def trials(profile: Profile) -> str:
     )
     alt = f"{len(runs)} plans, FLOPs from {percent(runs[0].flops)} to {percent(max(run.flops for run in runs))}."
     content = render(lambda figure: figures.draw_trials(figure, profile), (NARROW, 4.3))
-    return page.plot(content, alt, caption, tables.trials_table(profile))
+    return page.plot(content, alt, caption, "trials", tables.trials(profile))
 
 
 def votes(profile: Profile) -> str:
@@ -154,7 +154,7 @@ def votes(profile: Profile) -> str:
         lambda figure: figures.draw_votes(figure, profile),
         (NARROW, 0.8 + 0.4 * len(panels) + 0.27 * sum(map(len, panels))),
     )
-    return page.plot(content, f"Most votes: {', '.join(won)}.", caption, tables.votes_table(profile))
+    return page.plot(content, f"Most votes: {', '.join(won)}.", caption, "votes", tables.votes(profile))
 
 
 def kept_tokens(profile: Profile, pictures: Sequence[TokenMap], remark: str) -> str:
@@ -185,7 +185,7 @@ def _kept(tokens: TokenMap, name: str) -> str:
         label = f"All tokens by PCA; two axes show {percent(tokens.explained)} of the variance."
         alt = "Kept tokens among all tokens in the plane of their two main axes."
         pictures.append(Picture(coverage, alt, label, wide=True))
-    return page.gallery(pictures, _kept_caption(tokens), tokens.table(name))
+    return page.gallery(pictures, _kept_caption(tokens), name, tokens.frame())
 
 
 def _kept_caption(tokens: TokenMap) -> str:
