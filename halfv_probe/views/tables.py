@@ -7,7 +7,9 @@ Every picture writes such a table beside it, and `read_csv(..., float_precision=
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, get_args
+from itertools import chain, count
+from statistics import fmean, pstdev
+from typing import Any, Literal, get_args
 
 import pandas as pd
 
@@ -15,6 +17,8 @@ from halfv_accel import HalfVError, Profile
 from halfv_accel.evidence import Curve, Trial
 from halfv_probe.choice.choose import pareto
 from halfv_probe.trials.outcomes import LABELS_COUNT_FROM
+
+Scale = Literal["nats", "zscore"]
 
 BY_BOUNDARY = {  # field of the evidence: column
     "full_entropy_low": "full_entropy_low_nats",
@@ -145,6 +149,50 @@ def curves_by_k(profile: Profile) -> dict[int, dict[Curve, tuple[list[float], li
         for k, curves in evidence.entropy_by_k.items()
     }
     return {**others, evidence.k: own}
+
+
+def models(profiles: Sequence[Profile]) -> pd.DataFrame:
+    """Visual entropy and layer KL of several models over depth: one row a model and a boundary (Figure 2a and 2d)."""
+    parts = []
+    for name, profile in zip(labels(profiles), profiles, strict=True):
+        curve, last = profile.evidence.entropy["visual"], profile.model.num_layers
+        columns: dict[str, Sequence[Any]] = {
+            "model": [name] * (last + 1),
+            "boundary": range(last + 1),
+            "depth_percent": [100 * boundary / last for boundary in range(last + 1)],
+            "entropy_visual_nats": curve,
+            "entropy_visual_zscore": zscores(curve),
+            "layer_kl_nats": profile.evidence.layer_kl,
+        }
+        parts.append(_side_by_side(columns))
+    return pd.concat(parts, ignore_index=True)
+
+
+def labels(profiles: Sequence[Profile]) -> list[str]:
+    """A name for each, and no name twice: the model's, with a number where models have the same."""
+    found: list[str] = []
+    for profile in profiles:
+        name = profile.model.id
+        names = chain([name], (f"{name} ({number})" for number in count(2)))
+        found.append(next(name for name in names if name not in found))
+    return found
+
+
+def zscores(curve: Sequence[float]) -> list[float]:
+    """A curve less its mean, in its standard deviations; a flat one is 0 everywhere.
+
+    >>> zscores([1.0, 3.0]), zscores([2.0, 2.0])
+    ([-1.0, 1.0], [0.0, 0.0])
+    """
+    centre, unit = centre_and_unit(curve, "zscore")
+    return [(value - centre) / unit for value in curve]
+
+
+def centre_and_unit(curve: Sequence[float], scale: Scale) -> tuple[float, float]:
+    """What to take from each value, and what to divide by: 0 and 1 for nats, mean and deviation for z-scores."""
+    if scale == "nats":
+        return 0.0, 1.0
+    return fmean(curve), pstdev(curve) or 1.0
 
 
 def redundancy(profile: Profile) -> pd.DataFrame:

@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 
 from halfv_accel import Profile
-from halfv_probe.views import plots, tables
+from halfv_probe.views import plots, spectra, tables
+from halfv_probe.views.canvas import NARROW, render
 from halfv_probe.views.landmarks import marks, percent
-from halfv_probe.views.plots import NARROW, render
 from halfv_probe.views.report import figures, page
 from halfv_probe.views.report.overlays import TokenMap
 from halfv_probe.views.report.page import Picture
@@ -73,7 +73,7 @@ def entropy(profile: Profile) -> str:
 def spectrum(profile: Profile) -> str:
     """Eigenvalues over depth (Figure 2c)."""
     rows = profile.evidence.spectrum
-    if not rows or not all(rows):
+    if not spectra.has_spectrum(profile):
         return ""
     caption = (
         "Each eigenvalue's share of the sum, visual tokens, mean over samples. Above: one column a layer, on a log "
@@ -82,7 +82,7 @@ def spectrum(profile: Profile) -> str:
     )
     first, last = percent(rows[0][0]), percent(rows[-1][0])
     alt = f"The largest eigenvalue holds {first} of the sum before layer 0, {last} at the output."
-    content = render(lambda figure: figures.draw_spectrum(figure, profile), (NARROW, 5.6))
+    content = render(lambda figure: spectra.draw_spectrum(figure, profile), (NARROW, 5.6))
     return page.plot(content, alt, caption, "spectrum", tables.spectrum(profile))
 
 
