@@ -70,7 +70,8 @@ def _ks(text: str) -> list[int]:
 
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdecimal() and len(word) < 6 and int(word) >= 1 for word in words):
-        raise HalfVError(f"--k is {text[:40]!r}: give whole numbers of at least 1, separated by commas, such as 2,4,8,16")
+        given = f"--k is {text[:40]!r}"
+        raise HalfVError(f"{given}: give whole numbers of at least 1, separated by commas, such as 2,4,8,16")
     return [int(word) for word in words]
 
 

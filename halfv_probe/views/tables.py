@@ -199,6 +199,8 @@ def redundancy(profile: Profile) -> pd.DataFrame:
     """What it costs when visual tokens are no longer updated: one row a decoder layer."""
     columns: dict[str, Sequence[Any]] = {"layer": range(profile.model.num_layers)}
     columns |= {column: getattr(profile.evidence, field) for field, column in BY_LAYER.items()}
+    if profile.evidence.null is not None:
+        columns["random_weights_layer_kl_nats"] = profile.evidence.null.layer_kl
     return _side_by_side(columns)
 
 
