@@ -62,7 +62,7 @@ def _explain(error: Exception) -> tuple[str, int]:
     if type(error).__name__ == "OutOfMemoryError":
         return "the GPU ran out of memory: give smaller batches, fewer or smaller pictures, or --device cpu", 1
     if isinstance(error, ModuleNotFoundError):
-        package = "'halfv[probe]'" if error.name in ("matplotlib", "scipy", "datasets") else error.name
+        package = "'halfv[probe]'" if error.name in ("matplotlib", "pandas", "scipy", "datasets") else error.name
         return f"{error.name} is not installed: pip install {package}", 1
     return f"unexpected {type(error).__name__}: {error}; run it again with --debug and report what it prints", 1
 

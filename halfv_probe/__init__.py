@@ -30,6 +30,7 @@ from halfv_probe.states.increments import marginal_feature_increments, marginal_
 from halfv_probe.states.spectra import spectrum
 from halfv_probe.trials.prompts import Prompts
 from halfv_probe.trials.utility import latency_saved, marginal_utility
+from halfv_probe.views.tables import frame
 
 __all__ = [
     "AttentionBalance",
@@ -49,6 +50,7 @@ __all__ = [
     "detect_stages",
     "effective_rank",
     "find_elbow",
+    "frame",
     "full_entropy_bounds",
     "information_inflow",
     "latency_saved",

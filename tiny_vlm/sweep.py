@@ -8,17 +8,16 @@ table says how the choice changes with the number of samples (Appendix B.1).
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import platform
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from halfv_accel import Profile
@@ -243,15 +242,10 @@ def curve_only(profile: Profile, table: Trials) -> dict[str, Any] | None:
 
 
 def as_csv(table: Trials) -> str:
-    """Every plan of the sweep."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    names = [field.name for field in fields(Candidate)]
-    writer.writerow([*names, "flops_share", "lost_share", "kl_nats"])
-    for number, candidate in enumerate(table.candidates):
-        values = (table.flops[number], table.drop[number], table.kl[number].mean())
-        writer.writerow([*asdict(candidate).values(), *(f"{value:.6g}" for value in values)])
-    return text.getvalue()
+    """Every plan of the sweep, to six digits."""
+    plans = pd.DataFrame([asdict(candidate) for candidate in table.candidates]).astype({"ssr_layer": "Int64"})
+    measured = plans.assign(flops_share=table.flops, lost_share=table.drop, kl_nats=table.kl.mean(axis=1))
+    return measured.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
 def draw(table: Trials, rows: Sequence[Row], title: str, path: Path) -> None:

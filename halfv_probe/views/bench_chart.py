@@ -11,10 +11,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from halfv_accel import HalfVError
 from halfv_accel.bench.results import Comparison, Variant
 from halfv_accel.files import check_writable, write_atomically
-from halfv_probe.views.plots import KINDS, WIDE, labelled_below, middle_cut, render
+from halfv_probe.views.canvas import WIDE, kind_of, labelled_below, middle_cut, render
 
 PARTS: dict[str, dict[str, Any]] = {
     "vision encoder": dict(facecolor="white", hatch="///"),
@@ -47,9 +46,7 @@ def bench_chart(comparisons: Sequence[Comparison], title: str, path: Path | str)
 
 def check_chart_path(path: Path | str) -> str:
     """The kind of picture that a path's ending asks for; refuses, before long work, what could not be written."""
-    kind = Path(path).suffix.lstrip(".").lower()
-    if kind not in KINDS:
-        raise HalfVError(f"{path} ends in {kind or 'nothing'}: name a picture that ends in .png, .pdf or .svg")
+    kind = kind_of(path)
     check_writable(path)
     return kind
 

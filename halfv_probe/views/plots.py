@@ -7,26 +7,22 @@ do not meet however near the layers are.
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.textpath import TextPath
 
-from halfv_accel import HalfVError, Profile
-from halfv_accel.files import check_writable, write_atomically
+from halfv_accel import Profile
+from halfv_probe.views import tables
+from halfv_probe.views.canvas import WIDE, labelled_below, layer_ticks, middle_cut, save
 from halfv_probe.views.landmarks import Band, bands, marks
-from halfv_probe.views.tables import entropy_table
+from halfv_probe.views.tables import Scale
 
-KINDS = ("png", "svg", "pdf")
 CURVES: dict[Any, dict[str, Any]] = {
     "visual": dict(color="#10558c", linewidth=2.2, marker="o", markersize=4.5),
     "text": dict(color="#b5452c", linewidth=1.3, linestyle="--", marker="s", markersize=4, markerfacecolor="white"),
@@ -34,29 +30,24 @@ CURVES: dict[Any, dict[str, Any]] = {
 }
 LAYER_BAR = dict(color="#8fb3d1", edgecolor="black", linewidth=0.6, width=0.62)
 SUFFIX_LINE = dict(color="black", linewidth=1.3, linestyle="-.", marker="D", markersize=3.5, markerfacecolor="white")
-# What a user's own settings must not change: formulas in LaTeX need programs, and random ids make no two files alike.
-SETTINGS = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.usetex": False,
-    "svg.hashsalt": "halfv",
-    "svg.fonttype": "path",
-}
+NULL_LINE = dict(color="#8a8a8a", linewidth=0.8, label="random weights")
+DOTTED = (0, (1, 1.5))
 LABEL_BOX = dict(boxstyle="square,pad=0.1", facecolor="white", edgecolor="none")
 ROUNDING_KL = 1e-8  # nats; the last layer's KL is 0 in exact arithmetic
 RIBBON_INCHES = 0.66
-WIDE, NARROW = 8.0, 4.6  # inches: a page of its own, and a column that a telephone can show
 
 
-def plot_entropy(profile: Profile, path: Path | str) -> Path:
+def plot_entropy(profile: Profile, path: Path | str, scale: Scale = "nats") -> Path:
     """Draw entropy over depth with the stages and the chosen layers, and the layer redundancy below.
 
     Parameters
     ----------
     profile : Profile
-        With its evidence. What was not measured (spread over samples, suffix KL) is left out.
+        With its evidence. What was not measured (spread over samples, suffix KL, random weights) is left out.
     path : path
         PNG, PDF or SVG; the ending decides. Written in full or not at all.
+    scale : {"nats", "zscore"}
+        Entropies as they are, or each curve less its mean, in its standard deviations over depth.
 
     Returns
     -------
@@ -68,50 +59,21 @@ def plot_entropy(profile: Profile, path: Path | str) -> Path:
     HalfVError
         If the ending is another one, or a file cannot be written.
     """
-    path = Path(path)
-    kind = path.suffix.lstrip(".").lower()
-    if kind not in KINDS:
-        raise HalfVError(f"{path} ends in {kind or 'nothing'}: name a picture that ends in .png, .pdf or .svg")
-    numbers = path.with_suffix(".csv")
-    for file in (path, numbers):
-        check_writable(file)
-    picture = render(lambda figure: draw_lifecycle(figure, profile), (WIDE, 7.0), kind)
-    write_atomically(path, picture)
-    write_atomically(numbers, entropy_table(profile).csv().encode())
-    return numbers
+    numbers = tables.entropy(profile)
+    if scale == "zscore":
+        for group, curve in profile.evidence.entropy.items():
+            numbers[f"entropy_{group}_zscore"] = tables.zscores(curve)
+    return save(path, numbers, lambda figure: draw_lifecycle(figure, profile, scale), (WIDE, 7.0))
 
 
-def render(draw: Callable[[Figure], None], inches: tuple[float, float], kind: str = "svg") -> bytes:
-    """Draw on a new figure of (width, height) inches and return the file; equal drawings give equal bytes."""
-    with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # a model's name may be in any script
-        figure = Figure(figsize=inches, layout="constrained")
-        FigureCanvasAgg(figure)
-        draw(figure)
-        _settle(figure)
-        content = io.BytesIO()
-        dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-        figure.savefig(content, format=kind, dpi=130, metadata=dates.get(kind))
-    return content.getvalue()
-
-
-def _settle(figure: Figure) -> None:
-    """Lay the axes out and round where they are: the solver's last bits differ from run to run, and show in SVG."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    for axes in figure.axes:
-        left, bottom, width, height = (round(edge, 5) for edge in axes.get_position(original=True).bounds)
-        axes.set_position((left, bottom, width, height))
-
-
-def draw_lifecycle(figure: Figure, profile: Profile) -> None:
+def draw_lifecycle(figure: Figure, profile: Profile, scale: Scale = "nats") -> None:
     """The picture of `plot_entropy`: ribbon, entropy, redundancy, one below the other."""
     height = figure.get_size_inches()[1] - 1.6
     ribbon, top, bottom = figure.subplots(3, 1, sharex=True, height_ratios=[RIBBON_INCHES, 0.6 * height, 0.4 * height])
     name, samples = middle_cut(profile.model.id, 56), profile.calibration.samples
     stable = "" if profile.evidence.stable else "\n(no three stages found: cautious choice)"
     figure.suptitle(f"{name}, {samples} samples{stable}", fontsize=11, parse_math=False)
-    _entropy(top, profile)
+    entropy_panel(top, profile, profile.evidence.k, scale)
     _redundancy(bottom, profile)
     bottom.set_xlabel("decoder layer")
     handles = [*stage_handles(profile), *bottom.get_legend_handles_labels()[0]]
@@ -122,7 +84,7 @@ def draw_lifecycle(figure: Figure, profile: Profile) -> None:
 def draw_entropy(figure: Figure, profile: Profile) -> None:
     """Entropy over depth alone, for a narrow column."""
     ribbon, axes = figure.subplots(2, 1, sharex=True, height_ratios=[RIBBON_INCHES, figure.get_size_inches()[1] - 1.9])
-    _entropy(axes, profile)
+    entropy_panel(axes, profile, profile.evidence.k)
     axes.set_xlabel("decoder layer (its input; out: the last layer's output)")
     labelled_below(figure, [*axes.get_legend_handles_labels()[0], *stage_handles(profile)], columns=2)
     _ribbon(ribbon, profile)
@@ -138,7 +100,7 @@ def draw_redundancy(figure: Figure, profile: Profile) -> None:
     _redundancy(axes, profile)
     if agreement:
         below = rows[1, 0]
-        _background(below, profile)
+        background(below, profile)
         below.plot(agreement, **SUFFIX_LINE)
         below.set(ylim=(-0.04, 1.04), ylabel="next token\nstays (share)")
     rows[-1, 0].set_xlabel("decoder layer")
@@ -150,36 +112,35 @@ def stage_handles(profile: Profile) -> list[Any]:
     return [Patch(facecolor=band.grey, edgecolor="black", linewidth=0.6, label=band.label) for band in bands(profile)]
 
 
-def labelled_below(figure: Figure, handles: Sequence[Any], columns: int) -> None:
-    """One legend under all axes, where it covers nothing."""
-    if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
-
-
-def middle_cut(text: str, limit: int) -> str:
-    """A long text without its middle: of a path, the end tells most."""
-    keep = (limit - 1) // 3
-    return text if len(text) <= limit else f"{text[:keep]}…{text[keep + 1 - limit :]}"
-
-
-def _entropy(axes: Any, profile: Profile) -> None:
+def entropy_panel(axes: Any, profile: Profile, k: int, scale: Scale = "nats") -> None:
+    """The three curves for this number of eigenvalues; for the profile's own, what random weights give, too."""
     evidence = profile.evidence
-    _background(axes, profile)
+    background(axes, profile)
     sparse = max(1, profile.model.num_layers // 24)  # markers must not merge into a band
     for group, style in CURVES.items():
-        curve = evidence.entropy[group]
-        axes.plot(curve, label=f"{group} tokens", markevery=sparse, **style)
-        if spread := evidence.entropy_std.get(group):
-            low, high = ([y + sign * s for y, s in zip(curve, spread, strict=True)] for sign in (-1, 1))
+        curve, spread = tables.curves_by_k(profile)[k][group]
+        centre, unit = tables.centre_and_unit(curve, scale)
+        axes.plot([(y - centre) / unit for y in curve], label=f"{group} tokens", markevery=sparse, **style)
+        if spread:
+            low, high = (
+                [(y + sign * s - centre) / unit for y, s in zip(curve, spread, strict=True)] for sign in (-1, 1)
+            )
             axes.fill_between(range(len(curve)), low, high, color=style["color"], alpha=0.16, linewidth=0)
-    axes.set_ylabel(f"entropy of the top {evidence.k}\neigenvalues (nats)")
+    if evidence.null is not None and k == evidence.k:
+        for group, style in CURVES.items():
+            centre, unit = tables.centre_and_unit(evidence.entropy[group], scale)
+            untrained = [(y - centre) / unit for y in evidence.null.entropy[group]]
+            axes.plot(untrained, linestyle=style.get("linestyle", "-"), zorder=1.5, **NULL_LINE)
+    unit_name = "nats" if scale == "nats" else "standard deviations"
+    axes.set_ylabel(f"entropy of the top {k}\neigenvalues ({unit_name})")
 
 
 def _redundancy(axes: Any, profile: Profile) -> None:
     """KL on a log axis; what is 0, but for rounding, has no place there and is marked at the bottom."""
     evidence = profile.evidence
-    _background(axes, profile)
-    positive = [value for value in (*evidence.layer_kl, *evidence.suffix_kl) if value > ROUNDING_KL]
+    background(axes, profile)
+    untrained = evidence.null.layer_kl if evidence.null is not None else []
+    positive = [value for value in (*evidence.layer_kl, *evidence.suffix_kl, *untrained) if value > ROUNDING_KL]
     floor = min(positive, default=1e-6) / 3
     if evidence.layer_kl:
         bars = [max(value - floor, 0) for value in evidence.layer_kl]
@@ -187,6 +148,8 @@ def _redundancy(axes: Any, profile: Profile) -> None:
     if evidence.suffix_kl:
         curve = [value if value > floor else math.nan for value in evidence.suffix_kl]
         axes.plot(curve, label="KL: this and all deeper layers stop", **SUFFIX_LINE)
+    if untrained:
+        axes.plot([value if value > floor else math.nan for value in untrained], **NULL_LINE)
     axes.set_yscale("log")
     axes.set_ylim(bottom=floor)
     for layer, values in enumerate(zip_longest(evidence.layer_kl, evidence.suffix_kl, fillvalue=math.inf)):
@@ -195,22 +158,15 @@ def _redundancy(axes: Any, profile: Profile) -> None:
     axes.set_ylabel("KL of the next token,\nvisual updates off (nats)")
 
 
-def _background(axes: Any, profile: Profile) -> None:
+def background(axes: Any, profile: Profile) -> None:
     """Shades of the stages, dotted lines at the boundaries, whole layers on the x axis."""
     last = profile.model.num_layers
     for band in bands(profile):
         axes.axvspan(band.start, band.end, color=band.grey, zorder=0, linewidth=0)
     for layer, _ in marks(profile):
-        axes.axvline(layer, color="black", linewidth=1, linestyle=(0, (1, 1.5)), zorder=1)
+        axes.axvline(layer, color="black", linewidth=1, linestyle=DOTTED, zorder=1)
     axes.set_xlim(-0.5, last + 0.5)
     axes.set_xticks(*layer_ticks(last))
-
-
-def layer_ticks(last: int) -> tuple[list[int], list[str]]:
-    """About a dozen layers, and the output."""
-    step = next(step for step in (1, 2, 4, 8, 16, 32, 10**9) if last / step <= 14)
-    layers = [layer for layer in range(0, last, step) if last - layer > 0.6 * step]
-    return [*layers, last], [*map(str, layers), "out"]
 
 
 def _ribbon(axes: Any, profile: Profile) -> None:
@@ -227,7 +183,7 @@ def _ribbon(axes: Any, profile: Profile) -> None:
         middle = (band.start + band.end) / 2
         axes.text(middle, 0.46, next(fitting, ""), ha="center", va="center", fontsize=8.5, bbox=box, zorder=4)
     for layer, text, row, side in _placed(marks(profile), points, last):
-        axes.plot([layer, layer], [0, row + 0.5], color="black", linewidth=1, linestyle=(0, (1, 1.5)), clip_on=False)
+        axes.plot([layer, layer], [0, row + 0.5], color="black", linewidth=1, linestyle=DOTTED, clip_on=False)
         shift = 3 if side == "left" else -3
         where = dict(xytext=(shift, 0), textcoords="offset points", ha=side, va="center", fontsize=8.5)
         axes.annotate(text, (layer, row + 0.5), bbox=LABEL_BOX, annotation_clip=False, **where)

@@ -1,18 +1,24 @@
-"""The numbers behind every picture, as CSV: one row a boundary, a layer, a trial or a token; units in the headers."""
+"""The numbers of a profile as pandas tables: one row a boundary, a layer, a trial or a condition; units in the headers.
+
+What was not measured is missing: a whole column is left out, a single value is NaN or <NA>. Integers stay integers.
+Every picture writes such a table beside it, and `read_csv(..., float_precision="round_trip")` gives back its floats.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import zip_longest
-from typing import Any, get_args
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain, count
+from statistics import fmean, pstdev
+from typing import Any, Literal, get_args
 
-from halfv_accel import Profile
+import pandas as pd
+
+from halfv_accel import HalfVError, Profile
 from halfv_accel.evidence import Curve, Trial
 from halfv_probe.choice.choose import pareto
 from halfv_probe.trials.outcomes import LABELS_COUNT_FROM
+
+Scale = Literal["nats", "zscore"]
 
 BY_BOUNDARY = {  # field of the evidence: column
     "full_entropy_low": "full_entropy_low_nats",
@@ -21,43 +27,94 @@ BY_BOUNDARY = {  # field of the evidence: column
     "participation_ratio": "participation_ratio",
     "curvature": "curvature",
     "turning": "turning",
+    "maturity": "maturity_share",
 }
 BY_LAYER = {
     "layer_kl": "layer_kl_nats",
     "suffix_kl": "suffix_kl_nats",
     "suffix_agreement": "suffix_agreement_share",
+    "attention_to_visual": "attention_to_visual_share",
+}
+# Field of a document: its column, and the type that the column has even where nothing, or not all, was measured.
+Columns = Mapping[str, tuple[str, str]]
+PLAN: Columns = {
+    "ivr_layer": ("ivr_layer", "int64"),
+    "ivr_retention": ("ivr_retention", "float64"),
+    "anchor_ratio": ("anchor_ratio", "float64"),
+    "ssr_mode": ("ssr_mode", "string"),
+    "ssr_layer": ("ssr_layer", "Int64"),
+    "ssr_retention": ("ssr_retention", "float64"),
+}
+SCORED_BY: Columns = {
+    "ivr_scored_by": ("ivr_scored_by", "string"),
+    "ssr_scored_by": ("ssr_scored_by", "string"),
+}
+OUTCOME: Columns = {
+    "flops": ("flops_share", "float64"),
+    "agreement": ("agreement_share", "float64"),
+    "drop": ("drop_share", "float64"),
+    "kl": ("kl_nats", "float64"),
+    "samples": ("samples", "int64"),
+}
+UTILITY: Columns = {
+    "layer": ("layer", "int64"),
+    "retention": ("retention_share", "float64"),
+    "drop": ("drop_share", "float64"),
+    "kl": ("kl_nats", "float64"),
+    "flops_saved": ("flops_saved_share", "float64"),
+    "latency_saved": ("latency_saved_share", "float64"),
+    "utility": ("utility", "float64"),
+}
+BY_STAGE: Columns = {
+    "stage": ("stage", "string"),
+    "saved": ("saved_share", "float64"),
+    "utility": ("utility", "float64"),
+}
+ISOLATED: Columns = {"mode": ("mode", "string"), "layer": ("layer", "int64"), **OUTCOME}
+HELD: Columns = {
+    "about": ("about", "string"),
+    "condition": ("condition", "string"),
+    "stable": ("three_stages", "bool"),
+    "ivr": ("ivr_layer_by_curves", "int64"),
+    "ssr": ("ssr_layer_by_curves", "int64"),
+    "mode": ("ssr_mode", "string"),
+    "plan": ("plan", "string"),
 }
 
 
-@dataclass(frozen=True)
-class Table:
-    """Columns with names and rows of values; None is an empty cell.
+def frame(profile: Profile, name: str) -> pd.DataFrame:
+    """One table of a profile.
 
     Parameters
     ----------
+    profile : Profile
+        Of any 1.x version; what it does not hold gives missing columns, or a table without rows.
     name : str
-        Stem of the file, e.g. "entropy".
-    header : tuple of str
-    rows : tuple of tuple
-        As long as the header each.
+        A key of `FRAMES`: "entropy", "redundancy", "trials" and so on.
+
+    Returns
+    -------
+    DataFrame
+        With a plain index; the columns' names hold their units (nats, or shares from 0 to 1).
+
+    Raises
+    ------
+    HalfVError
+        If there is no table of that name.
     """
-
-    name: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[Any, ...], ...]
-
-    def csv(self) -> str:
-        """Comma-separated, one header line, numbers in full precision."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self.header)
-        writer.writerows(self.rows)
-        return text.getvalue()
+    if name not in FRAMES:
+        raise HalfVError(f"no table is called {name!r}: choose one of {', '.join(FRAMES)}")
+    return FRAMES[name](profile)
 
 
-def entropy_table(profile: Profile) -> Table:
-    """Every curve of a profile: row l is the input of decoder layer l and what layer l does; the last is the output."""
-    evidence = profile.evidence
+def csv(table: pd.DataFrame) -> str:
+    """Comma-separated, one header line, numbers in full precision, an empty cell for what is missing."""
+    return table.to_csv(index=False, lineterminator="\n")
+
+
+def entropy(profile: Profile) -> pd.DataFrame:
+    """Every curve: row l is the input of decoder layer l and what layer l does; the last row is the output."""
+    evidence, null = profile.evidence, profile.evidence.null
     columns: dict[str, Sequence[Any]] = {"boundary": range(profile.model.num_layers + 1)}
     for group in get_args(Curve):
         columns[f"entropy_{group}_nats"] = evidence.entropy[group]
@@ -65,63 +122,173 @@ def entropy_table(profile: Profile) -> Table:
         columns[f"tail_mass_{group}_share"] = evidence.tail_mass.get(group, [])
     for field, column in (BY_BOUNDARY | BY_LAYER).items():
         columns[column] = getattr(evidence, field)
-    return _of_columns("entropy", columns)
+    if null is not None:
+        columns |= {f"random_weights_entropy_{group}_nats": curve for group, curve in null.entropy.items()}
+        columns["random_weights_layer_kl_nats"] = null.layer_kl
+    return _side_by_side(columns)
 
 
-def redundancy_table(profile: Profile) -> Table:
+def entropy_by_k(profile: Profile) -> pd.DataFrame:
+    """The curves for each number of eigenvalues that was tried: one row a k and a boundary."""
+    parts = []
+    for k, curves in sorted(curves_by_k(profile).items()):
+        columns: dict[str, Sequence[Any]] = {"k": [k] * (profile.model.num_layers + 1)}
+        columns["boundary"] = range(profile.model.num_layers + 1)
+        for group, (mean, std) in curves.items():
+            columns |= {f"entropy_{group}_nats": mean, f"entropy_{group}_std_nats": std}
+        parts.append(_side_by_side(columns))
+    return pd.concat(parts, ignore_index=True)
+
+
+def curves_by_k(profile: Profile) -> dict[int, dict[Curve, tuple[list[float], list[float]]]]:
+    """By k, the profile's own included: mean and standard deviation (nats; empty where unknown) of every curve."""
+    evidence = profile.evidence
+    own = {group: (curve, evidence.entropy_std.get(group, [])) for group, curve in evidence.entropy.items()}
+    others = {
+        int(k): {group: (spread.mean, spread.std) for group, spread in curves.items()}
+        for k, curves in evidence.entropy_by_k.items()
+    }
+    return {**others, evidence.k: own}
+
+
+def models(profiles: Sequence[Profile]) -> pd.DataFrame:
+    """Visual entropy and layer KL of several models over depth: one row a model and a boundary (Figure 2a and 2d)."""
+    parts = []
+    for name, profile in zip(labels(profiles), profiles, strict=True):
+        curve, last = profile.evidence.entropy["visual"], profile.model.num_layers
+        columns: dict[str, Sequence[Any]] = {
+            "model": [name] * (last + 1),
+            "boundary": range(last + 1),
+            "depth_percent": [100 * boundary / last for boundary in range(last + 1)],
+            "entropy_visual_nats": curve,
+            "entropy_visual_zscore": zscores(curve),
+            "layer_kl_nats": profile.evidence.layer_kl,
+        }
+        parts.append(_side_by_side(columns))
+    return pd.concat(parts, ignore_index=True)
+
+
+def labels(profiles: Sequence[Profile]) -> list[str]:
+    """A name for each, and no name twice: the model's, with a number where models have the same."""
+    found: list[str] = []
+    for profile in profiles:
+        name = profile.model.id
+        names = chain([name], (f"{name} ({number})" for number in count(2)))
+        found.append(next(name for name in names if name not in found))
+    return found
+
+
+def zscores(curve: Sequence[float]) -> list[float]:
+    """A curve less its mean, in its standard deviations; a flat one is 0 everywhere.
+
+    >>> zscores([1.0, 3.0]), zscores([2.0, 2.0])
+    ([-1.0, 1.0], [0.0, 0.0])
+    """
+    centre, unit = centre_and_unit(curve, "zscore")
+    return [(value - centre) / unit for value in curve]
+
+
+def centre_and_unit(curve: Sequence[float], scale: Scale) -> tuple[float, float]:
+    """What to take from each value, and what to divide by: 0 and 1 for nats, mean and deviation for z-scores."""
+    if scale == "nats":
+        return 0.0, 1.0
+    return fmean(curve), pstdev(curve) or 1.0
+
+
+def redundancy(profile: Profile) -> pd.DataFrame:
     """What it costs when visual tokens are no longer updated: one row a decoder layer."""
     columns: dict[str, Sequence[Any]] = {"layer": range(profile.model.num_layers)}
     columns |= {column: getattr(profile.evidence, field) for field, column in BY_LAYER.items()}
-    return _of_columns("redundancy", columns)
+    if profile.evidence.null is not None:
+        columns["random_weights_layer_kl_nats"] = profile.evidence.null.layer_kl
+    return _side_by_side(columns)
 
 
-def spectrum_table(profile: Profile) -> Table:
+def spectrum(profile: Profile) -> pd.DataFrame:
     """Share of every eigenvalue in the sum of all: one row a boundary."""
-    spectrum = profile.evidence.spectrum
-    longest = max(map(len, spectrum), default=0)
-    header = ("boundary", *(f"eigenvalue_{i}_share" for i in range(1, longest + 1)))
-    rows = ((layer, *row, *[None] * (longest - len(row))) for layer, row in enumerate(spectrum))
-    return Table("spectrum", header, tuple(rows))
+    shares = pd.DataFrame(profile.evidence.spectrum, dtype="float64")
+    shares.columns = pd.Index([f"eigenvalue_{place + 1}_share" for place in shares.columns])
+    shares.insert(0, "boundary", range(len(shares)))
+    return shares
 
 
-def utility_table(profile: Profile) -> Table:
+def utility(profile: Profile) -> pd.DataFrame:
     """Marginal utility: one row a layer and a retention."""
-    fields = ("layer", "retention", "drop", "kl", "flops_saved", "latency_saved", "utility")
-    header = (
-        "layer",
-        "retention_share",
-        "drop_share",
-        "kl_nats",
-        "flops_saved_share",
-        "latency_saved_share",
-        "utility",
-    )
-    rows = (tuple(getattr(cell, field) for field in fields) for cell in profile.evidence.utility)
-    return Table("utility", header, tuple(rows))
+    return _of_documents(profile.evidence.utility, UTILITY)
 
 
-def trials_table(profile: Profile) -> Table:
+def utility_by_stage(profile: Profile) -> pd.DataFrame:
+    """Marginal utility as Table 1 has it: one row a stage; its layers are separated by blanks."""
+    columns: Columns = {
+        "stage": ("stage", "string"),
+        "saved": ("saved_share", "float64"),
+        "utility": ("utility", "float64"),
+    }
+    stages = profile.evidence.utility_by_stage
+    table = _of_documents(stages, columns)
+    table.insert(1, "layers", pd.Series([" ".join(map(str, stage.layers)) or None for stage in stages], dtype="string"))
+    return table
+
+
+def trials(profile: Profile) -> pd.DataFrame:
     """Plans that were run: one row a plan, with marks for the chosen one and the Pareto front."""
-    plan = ("ivr_layer", "ivr_retention", "anchor_ratio", "ssr_mode", "ssr_layer", "ssr_retention")
-    header = (*plan, "flops_share", "agreement_share", "drop_share", "kl_nats", "samples", "on_pareto_front", "chosen")
-    trials = profile.evidence.trials
-    front, chosen = pareto_front(trials), chosen_trial(profile)
-    rows = (
-        (
-            *(getattr(trial, field) for field in (*plan, "flops", "agreement", "drop", "kl", "samples")),
-            int(index in front),
-            int(index == chosen),
-        )
-        for index, trial in enumerate(trials)
-    )
-    return Table("trials", header, tuple(rows))
+    runs = profile.evidence.trials
+    table = _of_documents(runs, {**PLAN, **OUTCOME})
+    table["on_pareto_front"] = table.index.isin(pareto_front(runs)).astype("int64")
+    table["chosen"] = (table.index == chosen_trial(profile)).astype("int64")
+    return table.join(_of_documents(runs, SCORED_BY))
 
 
-def votes_table(profile: Profile) -> Table:
+def votes(profile: Profile) -> pd.DataFrame:
     """Bootstrap: one row a choice and a value that won at least once."""
-    votes = profile.evidence.votes
-    rows = ((choice, value, share) for choice, shares in votes.items() for value, share in in_order(shares))
-    return Table("votes", ("choice", "value", "share_of_resamples"), tuple(rows))
+    found = profile.evidence.votes.items()
+    rows = [(choice, value, share) for choice, shares in found for value, share in in_order(shares)]
+    names = {"choice": "string", "value": "string", "share_of_resamples": "float64"}
+    return pd.DataFrame(rows, columns=pd.Index(names)).astype(names)
+
+
+def isolated(profile: Profile) -> pd.DataFrame:
+    """The second stage alone: one row a mode and a layer."""
+    return _of_documents(profile.evidence.isolated, ISOLATED)
+
+
+def witnesses(profile: Profile) -> pd.DataFrame:
+    """What each curve says about where a stage begins: one row a curve; no layer where it names none."""
+    found = profile.evidence.witnesses.items()
+    rows = [(stage, witness.curve, witness.layer, witness.says) for stage, said in found for witness in said]
+    names = {"stage": "string", "curve": "string", "layer": "Int64", "says": "string"}
+    return pd.DataFrame(rows, columns=pd.Index(names)).astype(names)
+
+
+def verdicts(profile: Profile) -> pd.DataFrame:
+    """Each choice by each kind of evidence: one row a choice; empty where it has no say."""
+    rows = [(choice, v.curve, v.kl, v.trials, v.agree) for choice, v in profile.evidence.verdicts.items()]
+    names = {"choice": "string", "by_curve": "string", "by_kl": "string", "by_trials": "string", "agree": "bool"}
+    return pd.DataFrame(rows, columns=pd.Index(names)).astype(names)
+
+
+def holds(profile: Profile) -> pd.DataFrame:
+    """The choice under other conditions: one row a condition; what flips is separated by blanks."""
+    held = profile.evidence.holds
+    return _of_documents(held, HELD).assign(
+        flips=pd.Series([" ".join(one.flips) or None for one in held], dtype="string")
+    )
+
+
+FRAMES: dict[str, Callable[[Profile], pd.DataFrame]] = {
+    "entropy": entropy,
+    "entropy_by_k": entropy_by_k,
+    "redundancy": redundancy,
+    "spectrum": spectrum,
+    "utility": utility,
+    "utility_by_stage": utility_by_stage,
+    "trials": trials,
+    "isolated": isolated,
+    "votes": votes,
+    "witnesses": witnesses,
+    "verdicts": verdicts,
+    "holds": holds,
+}
 
 
 def in_order(shares: dict[str, float]) -> list[tuple[str, float]]:
@@ -147,8 +314,13 @@ def chosen_trial(profile: Profile) -> int | None:
     return next(matches, None)
 
 
-def _of_columns(name: str, columns: dict[str, Sequence[Any]]) -> Table:
+def _side_by_side(columns: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
     """Columns of different lengths side by side; those that were not measured are left out."""
-    measured = {column: values for column, values in columns.items() if len(values)}
-    rows: Iterable[tuple[Any, ...]] = zip_longest(*measured.values())
-    return Table(name, tuple(measured), tuple(rows))
+    return pd.DataFrame({name: pd.Series(list(values)) for name, values in columns.items() if len(values)})
+
+
+def _of_documents(documents: Iterable[Any], columns: Columns) -> pd.DataFrame:
+    """One row a document of the evidence."""
+    rows = [tuple(getattr(document, field) for field in columns) for document in documents]
+    types = dict(columns.values())
+    return pd.DataFrame(rows, columns=pd.Index(types)).astype(types)

@@ -65,9 +65,3 @@ def test_bad_report_arguments(halfv, tmp_path, arguments, fragment):
     profile = [] if "--profile" in arguments else ["--profile", DEMO]
     before = snapshot(tmp_path)
     refused(halfv("report", *profile, *arguments), tmp_path, before, fragment)
-
-
-def test_plot_entropy_says_where_the_numbers_are(halfv, tmp_path):
-    result = halfv("plot-entropy", "--profile", DEMO, "--out", "curves.pdf")
-    assert result.out == "wrote curves.pdf and curves.csv\n"
-    assert (tmp_path / "curves.csv").read_text().startswith("boundary,entropy_visual_nats,")

@@ -4,11 +4,15 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from halfv_probe.choice.confidence import upper_bound
+from halfv_probe.trials.candidates import Candidate
+from halfv_probe.trials.outcomes import Trials
 from tiny_vlm import NAMES
 from tiny_vlm.evaluate import weights_fingerprint
+from tiny_vlm.sweep import as_csv
 
 REPORTS = Path(__file__).parents[2] / "reports" / "sweep"
 ROUNDING = 1e-5  # plans.csv has six digits
@@ -69,3 +73,14 @@ def test_choices_from_few_and_many_samples_are_compared(report):
     assert {(row["samples"], row["goal"]) for row in report["sample_efficiency"]} == {
         (size, name) for size in (10, 30, 100, 300) for name in ("paper", "target_flops")
     }
+
+
+def test_a_plan_is_a_row_and_a_plan_without_second_stage_leaves_cells_empty():
+    plans = (Candidate(1, 1.0, 0.2, "freeze", 2), Candidate(3, 0.25, 0.1, "none"))
+    lost = np.array([[True, False, False], [False, False, False]])
+    table = Trials(plans, np.array([1 / 3, 0.5]), lost, ~lost, np.array([[3e-9, 0, 0], [1, 2, 3]]))
+    assert as_csv(table).splitlines() == [
+        "ivr_layer,ivr_retention,anchor_ratio,ssr_mode,ssr_layer,ssr_retention,flops_share,lost_share,kl_nats",
+        "1,1,0.2,freeze,2,,0.333333,0.333333,1e-09",
+        "3,0.25,0.1,none,,,0.5,0,2",
+    ]

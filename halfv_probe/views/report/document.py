@@ -13,8 +13,12 @@ from halfv_accel.files import check_writable, write_atomically
 from halfv_probe.views import tables
 from halfv_probe.views.landmarks import percent
 from halfv_probe.views.report import glossary, page, sections
+from halfv_probe.views.report.choices import choices
 from halfv_probe.views.report.overlays import TokenMap
 from halfv_probe.views.report.provenance import provenance
+from halfv_probe.views.report.second_stage import second_stage
+from halfv_probe.views.report.stability import stability
+from halfv_probe.views.report.witnesses import witnesses
 
 
 def write_report(profile: Profile, path: Path | str, pictures: Sequence[TokenMap] = (), remark: str = "") -> None:
@@ -57,13 +61,16 @@ def check_report_path(path: Path | str) -> None:
 def report_page(profile: Profile, pictures: Sequence[TokenMap] = (), remark: str = "") -> str:
     """The page as text; see `write_report`."""
     found = (
-        ("choice", "What was chosen, and why", sections.choices(profile)),
+        ("choice", "What was chosen, and why", choices(profile)),
         ("entropy", "Entropy over depth", sections.entropy(profile)),
+        ("stages", "Where the stages begin: all witnesses", witnesses(profile)),
         ("spectrum", "Spectrum over depth", sections.spectrum(profile)),
         ("redundancy", "What the layers' work on visual tokens is worth", sections.redundancy(profile)),
+        ("second-stage", "The second stage alone", second_stage(profile)),
         ("utility", "Marginal utility of pruning", sections.utility(profile)),
         ("trials", "Plans that were run", sections.trials(profile)),
         ("votes", "How sure the choice is", sections.votes(profile)),
+        ("holds", "Does it hold?", stability(profile)),
         ("pictures", "Which tokens are kept", sections.kept_tokens(profile, pictures, remark)),
         ("provenance", "Where the numbers come from", provenance(profile)),
         ("words", "Words and units", page.terms(glossary.TERMS)),

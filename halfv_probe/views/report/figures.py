@@ -1,21 +1,20 @@
-"""The other pictures of a report: spectrum, marginal utility, trials and votes. All fit a narrow column."""
+"""The other pictures of a report: marginal utility, trials and votes. All fit a narrow column."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap, LogNorm, PowerNorm
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from halfv_accel import Profile
 from halfv_accel.evidence import Trial, Utility
-from halfv_probe.views.landmarks import marks, percent
-from halfv_probe.views.plots import labelled_below, layer_ticks, middle_cut
+from halfv_probe.views.canvas import labelled_below, literal, middle_cut
+from halfv_probe.views.landmarks import percent
 from halfv_probe.views.tables import by_answers, chosen_trial, in_order, pareto_front
 
-SMALLEST_SHARE = 1e-6  # eigenvalues below are drawn as this
 PALE = LinearSegmentedColormap.from_list("pale", ["white", "#8c8c8c"])  # black text stays readable on all of it
 MODES: dict[str, dict[str, Any]] = {
     "none": dict(marker="o", label="IVR alone"),
@@ -23,40 +22,6 @@ MODES: dict[str, dict[str, Any]] = {
     "sparse": dict(marker="^", label="IVR, then sparse"),
 }
 VOTED = {"ivr": "L_IVR (layer)", "ssr": "L_SSR (layer)", "mode": "SSR mode"}
-LINES = ("-", "--", "-.", ":")
-MARKERS = ("o", "s", "^", "D")
-
-
-def draw_spectrum(figure: Figure, profile: Profile) -> None:
-    """Eigenvalue shares at every boundary as a map, and at four of them as curves (Figure 2c, which is in 3D)."""
-    evidence, last = profile.evidence, profile.model.num_layers
-    longest = max(map(len, evidence.spectrum))
-    shares = np.full((longest, last + 1), np.nan)
-    for layer, row in enumerate(evidence.spectrum):
-        shares[: len(row), layer] = np.maximum(row, SMALLEST_SHARE)
-    panels: Any = figure.subplots(2, 1, height_ratios=[1.1, 1])
-    top, bottom = panels
-    norm = LogNorm(np.nanmin(shares), np.nanmax(shares) * (1 + 1e-9))
-    edges = np.arange(last + 2) - 0.5, np.arange(longest + 1) + 0.5
-    image = top.pcolormesh(*edges, shares, norm=norm, cmap="cividis", rasterized=True)
-    if evidence.k < longest:
-        top.axhline(evidence.k + 0.5, color="white", linewidth=1.2, linestyle="--")
-    for layer, _ in marks(profile):
-        top.axvline(layer, color="white", linewidth=1.2, linestyle=(0, (1, 1.5)))
-    top.invert_yaxis()
-    top.set_xticks(*layer_ticks(last))
-    top.set(xlabel="decoder layer (its input)", ylabel="eigenvalue, largest first")
-    figure.colorbar(image, ax=top, label="share of the sum")
-
-    for style, layer in enumerate(sorted({0, last, *(layer for layer, _ in marks(profile))})):
-        name = "output" if layer == last else f"input of layer {layer}"
-        curve = np.maximum(evidence.spectrum[layer], SMALLEST_SHARE)
-        line = dict(linestyle=LINES[style], marker=MARKERS[style], markevery=max(1, longest // 8), markersize=4)
-        bottom.plot(range(1, len(curve) + 1), curve, label=name, linewidth=1.4, **line)
-    bottom.axvline(evidence.k + 0.5, color="black", linewidth=0.8, linestyle="--", label=f"behind k = {evidence.k}")
-    bottom.set_yscale("log")
-    bottom.set(xlim=(0.5, max(longest, 2)), xlabel="eigenvalue, largest first", ylabel="share of the sum")
-    labelled_below(figure, bottom.get_legend_handles_labels()[0], columns=2)
 
 
 def draw_utility(figure: Figure, profile: Profile) -> None:
@@ -140,8 +105,8 @@ def draw_votes(figure: Figure, profile: Profile) -> None:
 
 
 def plain(value: str) -> str:
-    """A vote's value as a label: no second stage is "None" there, and a dollar sign would begin a formula."""
-    return "none" if value == "None" else middle_cut(value, 16).replace("$", r"\$")
+    """A vote's value as a label; no second stage is "None" there."""
+    return "none" if value == "None" else literal(middle_cut(value, 16))
 
 
 def best_cell(cells: list[Utility]) -> Utility:

@@ -37,6 +37,29 @@ TERMS: tuple[tuple[str, str], ...] = (
         "How far the next-token distribution moves (Kullback-Leibler divergence) when one layer (Eq. 36-38), or a "
         "layer and all deeper ones, stop updating visual tokens. Near 0: that work is not needed.",
     ),
+    (
+        "attention to visual tokens",
+        "Share of the text tokens' attention in a layer that goes to visual tokens, from 0 to 1.",
+    ),
+    (
+        "maturity",
+        "Share of samples whose most likely next token, read off the hidden states at that depth (logit lens), is "
+        "already the final one and stays so.",
+    ),
+    (
+        "stages I, II, III",
+        "The paper's reading of depth: alignment, aggregation, saturation. L_IVR is where II begins, L_SSR where III "
+        "does. A curve that names such a layer is a witness.",
+    ),
+    (
+        "withdraw",
+        "A third way for the second stage, for comparison only: from its layer on, no visual token stays.",
+    ),
+    (
+        "random weights",
+        "The same architecture with fresh random weights, measured in the same way: what curves look like where "
+        "nothing was learned.",
+    ),
     ("FLOPs", "Floating-point operations of the decoder's prefill, choosing tokens included / the untouched model's."),
     ("agreement", "Share of samples on which the accelerated model replies as the untouched one does."),
     (
@@ -58,6 +81,10 @@ TERMS: tuple[tuple[str, str], ...] = (
     (
         "bootstrap votes",
         "Samples are drawn anew with replacement, many times; a vote is the value that is chosen then.",
+    ),
+    (
+        "flip",
+        "Under another condition another value comes out; for a layer, one more than a twelfth of the depth away.",
     ),
 )
 

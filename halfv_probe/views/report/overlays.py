@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -27,7 +28,6 @@ from halfv_accel.prompts import chat_inputs
 from halfv_accel.strategies import LastTokenAttention, Strategy
 from halfv_accel.strategies.registry import View
 from halfv_probe.trials.prompts import AskedPicture
-from halfv_probe.views.tables import Table
 
 MERGED_GRIDS = (
     "Qwen2VLForConditionalGeneration",
@@ -76,18 +76,19 @@ class TokenMap:
     plane: np.ndarray | None
     explained: float = 0.0
 
-    def table(self, name: str) -> Table:
-        """One row a visual token."""
-        columns = self.grid[1] if self.grid else None
-        kept = tuple(f"active_after_{stage.name}" for stage in self.stages)
-        header = ("visual_token", "row", "column", "anchor", *kept, "pca_1", "pca_2")
-        rows = []
-        for token in range(len(self.anchors)):
-            place = divmod(token, columns) if columns else (None, None)
-            plane = (None, None) if self.plane is None else self.plane[token].tolist()
-            left = (int(stage.kept[token]) for stage in self.stages)
-            rows.append((token, *place, int(self.anchors[token]), *left, *plane))
-        return Table(name, header, tuple(rows))
+    def frame(self) -> pd.DataFrame:
+        """One row a visual token; row and column are missing where the geometry is not certain, as is the plane."""
+        tokens = pd.Series(range(len(self.anchors)), dtype="Int64")
+        nowhere = pd.Series([pd.NA] * len(tokens), dtype="Int64")
+        columns = {
+            "visual_token": tokens.astype("int64"),
+            "row": tokens // self.grid[1] if self.grid else nowhere,
+            "column": tokens % self.grid[1] if self.grid else nowhere,
+            "anchor": self.anchors.astype("int64"),
+        }
+        columns |= {f"active_after_{stage.name}": stage.kept.astype("int64") for stage in self.stages}
+        first, second = (np.nan, np.nan) if self.plane is None else self.plane.T
+        return pd.DataFrame(columns | {"pca_1": first, "pca_2": second})
 
 
 @torch.no_grad()

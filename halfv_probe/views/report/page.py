@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from html import escape
 from string import Template
 
-from halfv_probe.views.tables import Table
+import pandas as pd
+
+from halfv_probe.views import tables
 
 STYLE = """
 :root { --ink: #1a1a1a; --soft: #555; --line: #c8c8c8; --accent: #10558c; }
@@ -44,6 +46,7 @@ figcaption { color: var(--soft); font-size: .92rem; margin-top: .4rem; max-width
 table { border-collapse: collapse; font-size: .92rem; margin: .5rem 0; overflow-wrap: normal; }
 th, td { text-align: left; vertical-align: top; padding: .35rem .7rem .35rem 0; border-bottom: 1px solid var(--line); }
 td { white-space: nowrap; }
+.group th { padding: .5rem .5rem .3rem; background: #f3f3f3; }
 td:last-child { min-width: 17rem; white-space: normal; }
 dl { display: grid; grid-template-columns: minmax(7rem, 13rem) minmax(0, 1fr); gap: .35rem 1rem; max-width: 58rem; }
 dt { font-weight: 600; }
@@ -84,6 +87,10 @@ $body
 </body>
 </html>
 """)
+
+
+class Strong(str):
+    """A cell that must not be overlooked."""
 
 
 @dataclass(frozen=True)
@@ -139,28 +146,34 @@ def terms(items: Sequence[tuple[str, str]]) -> str:
 
 
 def grid(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table that scrolls inside its own box where it is wider than the screen."""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
-    body = "\n".join(
-        f'<tr><th scope="row">{escape(first)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in rest) + "</tr>"
-        for first, *rest in rows
+    """A table that scrolls inside its own box where it is wider than the screen; `Strong` cells are in bold type."""
+    return _table(title, header, f"<tbody>\n{_rows(rows)}\n</tbody>")
+
+
+def grouped_grid(title: str, header: Sequence[str], groups: Sequence[tuple[str, Sequence[Sequence[str]]]]) -> str:
+    """A table whose rows stand in groups, each under its name."""
+    bodies = (
+        f'<tbody>\n<tr class="group"><th scope="rowgroup" colspan="{len(header)}">{escape(name)}</th></tr>\n'
+        f"{_rows(rows)}\n</tbody>"
+        for name, rows in groups
     )
-    box = f'<div class="scroll" role="region" aria-label="{escape(title)}" tabindex="0">'
-    return f"{box}\n<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n</div>"
+    return _table(title, header, "\n".join(bodies))
 
 
-def plot(content: bytes, alt: str, caption: str, table: Table) -> str:
-    """One plot, its caption, and its numbers to download."""
-    return f'<figure class="plot">\n{_image(Picture(content, alt))}\n{_caption(caption, table)}\n</figure>'
+def plot(content: bytes, alt: str, caption: str, name: str, numbers: pd.DataFrame) -> str:
+    """One plot, its caption, and its numbers to download as ``name``.csv."""
+    below = f"<figcaption>{escape(caption)} {download(name, numbers)}</figcaption>"
+    return f'<figure class="plot">\n{_image(Picture(content, alt))}\n{below}\n</figure>'
 
 
-def gallery(pictures: Sequence[Picture], caption: str, table: Table) -> str:
+def gallery(pictures: Sequence[Picture], caption: str, name: str, numbers: pd.DataFrame) -> str:
     """Several pictures of one thing side by side, with one caption and one table."""
     boxes = "\n".join(
         f"<div{_class('wide' if picture.wide else '')}>{_image(picture)}{paragraph(picture.label)}</div>"
         for picture in pictures
     )
-    return f'<figure>\n<div class="pictures">\n{boxes}\n</div>\n{_caption(caption, table)}\n</figure>'
+    below = f"<figcaption>{escape(caption)} {download(name, numbers)}</figcaption>"
+    return f'<figure>\n<div class="pictures">\n{boxes}\n</div>\n{below}\n</figure>'
 
 
 def links(items: Sequence[tuple[str, str]]) -> str:
@@ -169,15 +182,37 @@ def links(items: Sequence[tuple[str, str]]) -> str:
     return f'<nav aria-label="Sections">\n{inner}\n</nav>'
 
 
+def numbers(name: str, table: pd.DataFrame) -> str:
+    """The numbers of a table on the page, to download as ``name``.csv."""
+    return f"<p>{download(name, table)}</p>"
+
+
+def download(name: str, numbers: pd.DataFrame) -> str:
+    """A link that holds a table as ``name``.csv."""
+    file = escape(f"{name}.csv")
+    href = _data("text/csv;charset=utf-8", tables.csv(numbers).encode())
+    return f'<a class="csv" download="{file}" href="{href}">Numbers: {file}</a>'
+
+
+def _table(title: str, header: Sequence[str], bodies: str) -> str:
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
+    box = f'<div class="scroll" role="region" aria-label="{escape(title)}" tabindex="0">'
+    return f"{box}\n<table>\n<thead><tr>{head}</tr></thead>\n{bodies}\n</table>\n</div>"
+
+
+def _rows(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(
+        f'<tr><th scope="row">{_cell(first)}</th>' + "".join(f"<td>{_cell(cell)}</td>" for cell in rest) + "</tr>"
+        for first, *rest in rows
+    )
+
+
+def _cell(text: str) -> str:
+    return f"<strong>{escape(text)}</strong>" if isinstance(text, Strong) else escape(text)
+
+
 def _image(picture: Picture) -> str:
     return f'<img src="{_data(picture.kind, picture.content)}" alt="{escape(picture.alt)}">'
-
-
-def _caption(text: str, table: Table) -> str:
-    """What a figure shows, and a link that holds its numbers."""
-    name = escape(f"{table.name}.csv")
-    href = _data("text/csv;charset=utf-8", table.csv().encode())
-    return f'<figcaption>{escape(text)} <a class="csv" download="{name}" href="{href}">Numbers: {name}</a></figcaption>'
 
 
 def _data(kind: str, content: bytes) -> str:

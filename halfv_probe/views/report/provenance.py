@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib import metadata
 
 from halfv_accel import Profile
+from halfv_accel.settings import Settings
 from halfv_probe.views.report import glossary, page
 
 OPTIONAL = {  # field of the evidence: what a reader may miss
     "entropy_std": "the spread of entropy over samples",
+    "entropy_by_k": "entropy for other k",
+    "null": "random weights",
     "spectrum": "the spectrum",
     "layer_kl": "layer KL",
     "suffix_kl": "suffix KL",
+    "attention_to_visual": "attention to visual tokens",
+    "maturity": "maturity",
+    "witnesses": "what each curve says about the stages",
+    "verdicts": "the choices by each kind of evidence",
+    "isolated": "the second stage alone",
     "utility": "marginal utility",
+    "utility_by_stage": "marginal utility by stage",
     "trials": "trials of other plans",
     "votes": "bootstrap votes",
+    "holds": "whether the choice holds under other conditions",
     "flops": "FLOPs",
     "agreement": "agreement",
     "drop": "drop",
@@ -53,11 +64,19 @@ def _facts(profile: Profile) -> list[tuple[str, str]]:
         ("samples, seed", f"{calibration.samples} samples, drawn with seed {calibration.seed}"),
         ("follows", "the paper" if calibration.fidelity == "paper" else "the authors' public code where it differs"),
     ]
-    told = {"data", "data_fingerprint", "samples", "seed", "fidelity", "versions"}
+    if calibration.settings is not None:
+        facts.append(("settings", ", ".join(f"{name} {value}" for name, value in _settings(calibration.settings))))
+    told = {"data", "data_fingerprint", "samples", "seed", "fidelity", "versions", "settings"}
     facts += [(name, str(value)) for name, value in calibration.model_dump().items() if name not in told]
     versions = ", ".join(f"{name} {version}" for name, version in calibration.versions.items())
     facts += [("calibrated with", versions or "versions not recorded"), ("profile schema", profile.schema_version)]
     return [*facts, ("page written by", f"HalfV {_version()}")]
+
+
+def _settings(settings: Settings) -> Iterator[tuple[str, object]]:
+    """What else was asked for: the goal is at the top of the page, the data are told beside it."""
+    told = {"model_id", "data", "data_fingerprint", "seed", "fidelity", "goal"}
+    yield from ((name.replace("_", " "), value) for name, value in settings.model_dump(exclude=told).items())
 
 
 def _version() -> str:

@@ -3,51 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
 from halfv_accel import Profile
-from halfv_probe.views import plots, tables
+from halfv_accel.evidence import StageUtility
+from halfv_probe.views import plots, spectra, tables
+from halfv_probe.views.canvas import NARROW, render
 from halfv_probe.views.landmarks import marks, percent
-from halfv_probe.views.plots import NARROW, render
 from halfv_probe.views.report import figures, page
 from halfv_probe.views.report.overlays import TokenMap
 from halfv_probe.views.report.page import Picture
 from halfv_probe.views.report.token_pictures import draw_coverage, given_picture, kept_picture
-
-OTHER_REASONS = {"ssr": "L_SSR", "goal": "the plan as a whole", "curve": "the entropy curve"}
-K_SOURCES = {"elbow": "elbow of the visual spectrum", "fixed": "fixed", "energy": "share of the energy"}
-
-
-def choices(profile: Profile) -> str:
-    """A row for each choice: value, what the curve alone would give, votes, reason."""
-    evidence, ivr, ssr = profile.evidence, profile.ivr, profile.ssr
-    why = dict(evidence.choices)
-    source = "fixed" if profile.calibration.fidelity == "reference" else K_SOURCES[evidence.k_source]
-    rows = [
-        ("k (eigenvalues)", str(evidence.k), "", "", why.pop("k", source)),
-        ("L_IVR", f"layer {ivr.layer}", *_support(profile, "ivr", ivr.layer), why.pop("ivr", "")),
-        ("IVR keeps", percent(ivr.retention), "", "", why.pop("retention", "of all visual tokens")),
-        ("anchors among them", percent(ivr.anchor_ratio), "", "", why.pop("anchor_ratio", "")),
-        ("SSR mode", ssr.mode, *_support(profile, "mode", ssr.mode), why.pop("mode", "")),
-    ]
-    if ssr.layer is not None:
-        rows.append(("L_SSR", f"layer {ssr.layer}", *_support(profile, "ssr", ssr.layer), why.pop("ssr", "")))
-    if ssr.mode == "sparse" and ssr.retention is not None:
-        rows.append(("SSR keeps", percent(ssr.retention), "", "", "of all visual tokens"))
-    rows += [(OTHER_REASONS.get(name, name), "", "", "", reason) for name, reason in why.items()]
-    header = ("choice", "value", "by the entropy curve alone", "bootstrap votes", "why")
-    used = [place for place in range(len(header)) if any(row[place] for row in rows)]
-    head, *body = ([row[place] for place in used] for row in (header, *rows))
-    return page.grid("What was chosen, and why", head, body)
-
-
-def _support(profile: Profile, choice: Literal["ivr", "ssr", "mode"], value: object) -> tuple[str, str]:
-    """What the entropy curve alone would give, and the share of bootstrap votes."""
-    alone = None if choice == "mode" else profile.evidence.curve_only.get(choice)
-    share = profile.evidence.votes.get(choice, {}).get(str(value))
-    return "" if alone is None else f"layer {alone}", "" if share is None else percent(share)
 
 
 def entropy(profile: Profile) -> str:
@@ -64,16 +31,18 @@ def entropy(profile: Profile) -> str:
         "repeat each other as the picture's patches do (stage I); where it falls, the model gathers what it saw (II); "
         "behind that, little is added (III). Dotted lines are the layers at which the plan acts."
     )
+    if evidence.null is not None:
+        caption += " Thin grey lines: the same architecture with random weights, whose curves no learning has shaped."
     if evidence.curve_only:
         caption += " Grey shades are the stages as this curve alone shows them; trials may put the plan elsewhere."
     content = render(lambda figure: plots.draw_entropy(figure, profile), (NARROW, 4.3))
-    return page.plot(content, f"Entropy of visual tokens: {course}.", caption, tables.entropy_table(profile))
+    return page.plot(content, f"Entropy of visual tokens: {course}.", caption, "entropy", tables.entropy(profile))
 
 
 def spectrum(profile: Profile) -> str:
     """Eigenvalues over depth (Figure 2c)."""
     rows = profile.evidence.spectrum
-    if not rows or not all(rows):
+    if not spectra.has_spectrum(profile):
         return ""
     caption = (
         "Each eigenvalue's share of the sum, visual tokens, mean over samples. Above: one column a layer, on a log "
@@ -82,8 +51,8 @@ def spectrum(profile: Profile) -> str:
     )
     first, last = percent(rows[0][0]), percent(rows[-1][0])
     alt = f"The largest eigenvalue holds {first} of the sum before layer 0, {last} at the output."
-    content = render(lambda figure: figures.draw_spectrum(figure, profile), (NARROW, 5.6))
-    return page.plot(content, alt, caption, tables.spectrum_table(profile))
+    content = render(lambda figure: spectra.draw_spectrum(figure, profile), (NARROW, 5.6))
+    return page.plot(content, alt, caption, "spectrum", tables.spectrum(profile))
 
 
 def redundancy(profile: Profile) -> str:
@@ -93,23 +62,24 @@ def redundancy(profile: Profile) -> str:
         return ""
     below = " Below: on how many samples the most likely next token stays." if evidence.suffix_agreement else ""
     line = " Line: this layer and all deeper ones do." if evidence.suffix_kl else ""
+    null = " Grey: this layer alone stops, with random weights." if evidence.null is not None else ""
     caption = (
         "How far the distribution of the next token moves when visual tokens are no longer updated (KL divergence, log "
-        f"scale). Bars: this layer alone stops.{line}{below} Near zero, that work is not needed. Nothing reads what "
-        "the last layer does to visual tokens, so its KL is 0."
+        f"scale). Bars: this layer alone stops.{line}{null}{below} Near zero, that work is not needed. Nothing reads "
+        "what the last layer does to visual tokens, so its KL is 0."
     )
     curve = evidence.layer_kl or evidence.suffix_kl
     worst = int(np.argmax(curve))
     alt = f"Largest KL {curve[worst]:.2g} nats, at layer {worst}; at the last but one layer {curve[-2]:.2g}."
     content = render(lambda figure: plots.draw_redundancy(figure, profile), (NARROW, 4.3))
-    return page.plot(content, alt, caption, tables.redundancy_table(profile))
+    return page.plot(content, alt, caption, "redundancy", tables.redundancy(profile))
 
 
 def utility(profile: Profile) -> str:
     """Marginal utility by layer and retention (Table 1)."""
     cells = profile.evidence.utility
     if not cells:
-        return ""
+        return _utility_by_stage(profile)
     best = figures.best_cell(cells)
     caption = (
         "Visual tokens pruned once, before this layer, to this share: drop / (share of FLOPs saved + 0.01), lower is "
@@ -119,7 +89,44 @@ def utility(profile: Profile) -> str:
     layers = len({cell.layer for cell in cells})
     height = 1.7 + layers * min(0.3, max(0.17, 8 / layers))
     content = render(lambda figure: figures.draw_utility(figure, profile), (NARROW, height))
-    return page.plot(content, alt, caption, tables.utility_table(profile))
+    plot = page.plot(content, alt, caption, "utility", tables.utility(profile))
+    return f"{plot}\n{_utility_by_stage(profile)}"
+
+
+def _utility_by_stage(profile: Profile) -> str:
+    """Means over the layers of each stage, as the paper's Table 1 has them."""
+    stages = profile.evidence.utility_by_stage
+    if not stages:
+        return ""
+    best = min(stages, key=lambda stage: stage.utility)
+    rows = [
+        (f"Stage {stage.stage}", spans(stage.layers), percent(stage.saved), _utility(stage, stage is best))
+        for stage in stages
+    ]
+    words = f"By stage, as the paper's Table 1 has it: utility is lowest, and so best, in stage {best.stage}."
+    head = ("stage", "layers", "prefill saved", "marginal utility")
+    table = page.grid("Marginal utility by stage", head, rows)
+    return "\n".join((page.paragraph(words), table, page.numbers("utility_by_stage", tables.utility_by_stage(profile))))
+
+
+def _utility(stage: StageUtility, lowest: bool) -> str:
+    text = f"{stage.utility:.3g}"
+    return page.Strong(f"{text} (lowest)") if lowest else text
+
+
+def spans(layers: Sequence[int]) -> str:
+    """Layers for people.
+
+    >>> spans([1, 2, 3, 9]), spans([])
+    ('1 to 3, 9', 'none')
+    """
+    runs: list[list[int]] = []
+    for layer in sorted(layers):
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs) or "none"
 
 
 def trials(profile: Profile) -> str:
@@ -135,7 +142,7 @@ def trials(profile: Profile) -> str:
     )
     alt = f"{len(runs)} plans, FLOPs from {percent(runs[0].flops)} to {percent(max(run.flops for run in runs))}."
     content = render(lambda figure: figures.draw_trials(figure, profile), (NARROW, 4.3))
-    return page.plot(content, alt, caption, tables.trials_table(profile))
+    return page.plot(content, alt, caption, "trials", tables.trials(profile))
 
 
 def votes(profile: Profile) -> str:
@@ -154,7 +161,7 @@ def votes(profile: Profile) -> str:
         lambda figure: figures.draw_votes(figure, profile),
         (NARROW, 0.8 + 0.4 * len(panels) + 0.27 * sum(map(len, panels))),
     )
-    return page.plot(content, f"Most votes: {', '.join(won)}.", caption, tables.votes_table(profile))
+    return page.plot(content, f"Most votes: {', '.join(won)}.", caption, "votes", tables.votes(profile))
 
 
 def kept_tokens(profile: Profile, pictures: Sequence[TokenMap], remark: str) -> str:
@@ -185,7 +192,7 @@ def _kept(tokens: TokenMap, name: str) -> str:
         label = f"All tokens by PCA; two axes show {percent(tokens.explained)} of the variance."
         alt = "Kept tokens among all tokens in the plane of their two main axes."
         pictures.append(Picture(coverage, alt, label, wide=True))
-    return page.gallery(pictures, _kept_caption(tokens), tokens.table(name))
+    return page.gallery(pictures, _kept_caption(tokens), name, tokens.frame())
 
 
 def _kept_caption(tokens: TokenMap) -> str:

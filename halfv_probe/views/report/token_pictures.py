@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from halfv_probe.views.plots import labelled_below
+from halfv_probe.views.canvas import labelled_below
 from halfv_probe.views.report.overlays import TokenMap
 
 PIXELS = 336  # of the longer side, about

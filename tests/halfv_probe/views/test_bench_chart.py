@@ -7,7 +7,7 @@ import pytest
 from halfv_accel import HalfVError
 from halfv_accel.bench.results import UNTOUCHED, Comparison, Flops, Reading, variant
 from halfv_probe.views.bench_chart import PARTS, bench_chart, draw_bench, parts
-from halfv_probe.views.plots import WIDE, render
+from halfv_probe.views.canvas import WIDE, render
 
 TIMES = {UNTOUCHED: (10.0, 80.0, 100.0, 0.0, 5.0), "fast": (11.0, 30.0, 50.0, 4.0, 3.0)}
 

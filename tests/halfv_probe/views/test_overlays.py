@@ -197,4 +197,4 @@ def test_every_family_has_its_kept_tokens_drawn(case, samples):
     assert (tokens.grid is not None) == (architecture in GRIDS)
     assert kept_picture(tokens, 1).startswith(b"\x89PNG")
     assert [len(stage.kept) for stage in tokens.stages] == [len(tokens.anchors)] * 2
-    assert len(tokens.table("tokens").rows) == len(tokens.anchors)
+    assert len(tokens.frame()) == len(tokens.anchors)

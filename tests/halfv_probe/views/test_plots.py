@@ -6,9 +6,11 @@ from itertools import combinations
 import pytest
 
 from halfv_accel import HalfVError
+from halfv_probe.views.canvas import NARROW, WIDE
 from halfv_probe.views.landmarks import bands, marks, percent
-from halfv_probe.views.plots import CURVES, NARROW, WIDE, draw_entropy, draw_lifecycle, plot_entropy, render
+from halfv_probe.views.plots import CURVES, draw_entropy, draw_lifecycle, plot_entropy
 
+from .drawing import drawn
 from .profiles import CURVES as GROUPS
 from .profiles import made_up
 
@@ -19,18 +21,18 @@ DEPTHS = [*NEAR, (28, 9, 19), (32, 3, 15), (80, 1, 2), (80, 40, 41), (80, 78, 79
 @pytest.mark.parametrize(("layers", "ivr", "ssr"), DEPTHS)
 @pytest.mark.parametrize(("draw", "inches"), [(draw_lifecycle, (WIDE, 7.0)), (draw_entropy, (NARROW, 4.3))])
 def test_names_meet_neither_each_other_nor_the_plot_nor_a_line(draw, inches, layers, ivr, ssr):
-    figure, profile = [], made_up(layers, ivr, ssr, "freeze")
-    render(lambda new: (figure.append(new), draw(new, profile)), inches, "png")
-    ribbon, plot = figure[0].axes[:2]
+    figure = drawn(draw, made_up(layers, ivr, ssr, "freeze"), inches=inches)
+    ribbon, plot = figure.axes[:2]
     named = {text.get_text(): text for text in ribbon.texts if text.get_text()}
     boxes = {name: text.get_window_extent() for name, text in named.items()}
-    assert {name for _, name in marks(profile)} <= set(named)
+    acts = [name for _, name in marks(made_up(layers, ivr, ssr, "freeze"))]
+    assert set(acts) <= set(named)
     for (first, one), (second, other) in combinations(boxes.items(), 2):
         assert not one.overlaps(other), (first, second)
     for name, box in boxes.items():
         assert not box.overlaps(plot.get_window_extent()), name
-        assert figure[0].bbox.x0 <= box.x0 and box.x1 <= figure[0].bbox.x1 and box.y1 <= figure[0].bbox.y1, name
-    for name in (name for _, name in marks(profile)):
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1, name
+    for name in acts:
         for line in ribbon.lines:
             (x, low), (_, high) = ribbon.transData.transform(line.get_xydata())
             box = boxes[name]
@@ -38,10 +40,9 @@ def test_names_meet_neither_each_other_nor_the_plot_nor_a_line(draw, inches, lay
 
 
 def test_the_legend_stands_below_all_axes():
-    figure = []
-    render(lambda new: (figure.append(new), draw_lifecycle(new, made_up())), (WIDE, 7.0), "png")
-    legend = figure[0].legends[0].get_window_extent()
-    assert not any(legend.overlaps(axes.get_window_extent()) for axes in figure[0].axes)
+    figure = drawn(draw_lifecycle, made_up())
+    legend = figure.legends[0].get_window_extent()
+    assert not any(legend.overlaps(axes.get_window_extent()) for axes in figure.axes)
 
 
 def test_curves_differ_without_colours():
@@ -118,3 +119,32 @@ def test_shares_are_not_rounded_to_all_or_none():
         "99.9%",
         "<0.1%",
     ]
+
+
+def greys(axes):
+    return [line.get_ydata().tolist() for line in axes.lines if line.get_label() == "random weights"]
+
+
+def test_random_weights_are_thin_and_grey_beside_the_model():
+    null = made_up().evidence.null
+    figure = drawn(draw_lifecycle, made_up())
+    _, top, bottom = figure.axes
+    assert greys(top) == [null.entropy[curve] for curve in CURVES]
+    [kl] = greys(bottom)
+    assert kl[:-1] == null.layer_kl[:-1]
+    assert bottom.get_ylim()[0] < min(null.layer_kl[:-1])
+    thin = [line for line in top.lines if line.get_label() == "random weights"]
+    assert all(line.get_linewidth() < 1 for line in thin)
+    assert [text.get_text() for text in figure.legends[0].get_texts()].count("random weights") == 1
+    without = drawn(draw_lifecycle, made_up(null=None))
+    assert not any(greys(axes) for axes in without.axes)
+
+
+def test_scores_take_each_curve_less_its_mean_in_its_deviations(tmp_path):
+    profile = made_up()
+    top = drawn(draw_lifecycle, profile, "zscore").axes[1]
+    visual = next(line for line in top.lines if line.get_label() == "visual tokens").get_ydata()
+    assert (visual.mean(), visual.std()) == (pytest.approx(0, abs=1e-9), pytest.approx(1))
+    rows = list(csv.DictReader(plot_entropy(profile, tmp_path / "a.png", "zscore").read_text().splitlines()))
+    assert [float(row["entropy_visual_zscore"]) for row in rows] == pytest.approx(visual.tolist())
+    assert [float(row["entropy_visual_nats"]) for row in rows] == profile.evidence.entropy["visual"]

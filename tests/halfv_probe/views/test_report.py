@@ -1,10 +1,6 @@
 """The page: one file that loads nothing, whose every figure brings its numbers, whatever the profile holds."""
 
-import base64
-import csv
-import io
 import re
-from html.parser import HTMLParser
 from itertools import pairwise
 
 import numpy as np
@@ -17,50 +13,11 @@ from halfv_probe.views.report.overlays import KeptBy
 from halfv_probe.views.report.provenance import not_measured
 from halfv_probe.views.tables import pareto_front
 
+from .pages import Page, decoded
 from .profiles import made_up
 
-VOID = {"meta", "link", "img", "br"}
 SECTIONS = {"choice", "entropy", "spectrum", "redundancy", "utility", "trials", "votes", "provenance", "words"}
-
-
-class Page(HTMLParser):
-    """What a browser would find: elements with attributes, text by element, tables to download by file name."""
-
-    def __init__(self, content):
-        super().__init__()
-        self.open, self.elements, self.texts, self.figures = [], [], {}, []
-        self.feed(content)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        self.elements.append((tag, attributes))
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "figure":
-            self.figures.append([])
-        if "figure" in self.open:
-            self.figures[-1].append((tag, attributes))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        for tag in self.open:
-            self.texts[tag] = self.texts.get(tag, "") + data
-
-    def attributes(self, *names):
-        return [value for _, attributes in self.elements for name, value in attributes.items() if name in names]
-
-    @property
-    def tables(self):
-        links = [attributes for tag, attributes in self.elements if tag == "a" and "download" in attributes]
-        return {link["download"]: list(csv.DictReader(io.StringIO(decoded(link["href"])))) for link in links}
-
-
-def decoded(uri):
-    return base64.b64decode(uri.split("base64,")[1]).decode()
+SECTIONS |= {"stages", "second-stage", "holds"}
 
 
 def drawn(count=12, **changes):
@@ -108,7 +65,8 @@ def test_every_figure_has_alternative_texts_and_one_table(case):
     for figure in page.figures:
         assert all(attributes["alt"] for tag, attributes in figure if tag == "img")
         assert sum(1 for tag, attributes in figure if tag == "a" and "download" in attributes) == 1
-    assert len(page.tables) == len(page.figures)
+    links = [attributes["download"] for _, attributes in page.elements if "download" in attributes]
+    assert len(set(links)) == len(links) >= len(page.figures)
 
 
 def test_links_lead_to_sections(case):
@@ -183,7 +141,7 @@ def test_every_plan_has_words(mode, retention, words):
 
 def test_an_old_profile_says_in_one_sentence_what_it_does_not_hold():
     page = Page(report_page(made_up(old=True)))
-    assert not {"spectrum", "utility", "trials", "votes"} & set(page.attributes("id"))
+    assert set(page.attributes("id")) == {"choice", "entropy", "redundancy", "provenance", "words"}
     assert "Not measured in this profile, and so not on this page:" in page.texts["section"]
     assert "97%" in page.texts["header"] and "first answer tokens" in page.texts["header"]
     assert not_measured(made_up()) == ""
@@ -194,7 +152,16 @@ NASTY = "</title></style><script>alert(1)</script>&amp;\"'$x_{$0<img src=http://
 
 def test_what_a_profile_says_is_text_and_nothing_else():
     profile = made_up(
-        10, 2, 7, "freeze", name=NASTY, choices={"ivr": NASTY, NASTY: NASTY}, votes={"mode": {NASTY: 1.0}}
+        10,
+        2,
+        7,
+        "freeze",
+        name=NASTY,
+        choices={"ivr": NASTY, NASTY: NASTY},
+        votes={"mode": {NASTY: 1.0}},
+        witnesses={"ivr": [dict(curve="attention", layer=2, says=NASTY)]},
+        verdicts={"ssr": dict(curve=NASTY, kl="7", trials=None, agree=False)},
+        holds=[made_up(10, 2, 7).evidence.holds[0].model_copy(update=dict(condition=NASTY, plan=NASTY))],
     )
     calibration = profile.calibration.model_copy(
         update=dict(data=NASTY, data_fingerprint=NASTY, versions={NASTY: NASTY})
