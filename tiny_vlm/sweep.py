@@ -142,7 +142,7 @@ class Sweep:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.model, self.processor = load(name)
+        self.model, self.processor = load(name, dtype="float32")
         self.depth = self.model.config.get_text_config().num_hidden_layers
 
     def measurements(self, samples: int, split: str) -> Measurements:
