@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 
 from halfv_probe.confidence import upper_bound
-from tiny_vlm import NAMES
 from tiny_vlm.evaluate import weights_fingerprint
 
 REPORTS = Path(__file__).parents[2] / "reports" / "sweep"
 ROUNDING = 1e-5  # plans.csv has six digits
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=sorted(folder.name for folder in REPORTS.iterdir()))
 def report(request):
     return json.loads((REPORTS / request.param / "sweep.json").read_text())
 
