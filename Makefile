@@ -41,15 +41,17 @@ types: setup
 	@ln -sfn ../../tiny_vlm build/types/tiny_vlm
 	MYPYPATH=build/types $(BIN)/mypy $(addprefix -p ,$(PACKAGES))
 
-tiny-vlm: setup  ## train both embedded models again (about two hours on 2 cores)
+tiny-vlm: setup  ## train the embedded models again (about two and a half hours on 2 cores)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tiny_vlm.train tiny-qwen2.5-vl --out runs/tiny-qwen2.5-vl & qwen=$$!; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m tiny_vlm.train tiny-llava --out runs/tiny-llava & llava=$$!; \
 	wait $$qwen && wait $$llava
 	$(BIN)/python -m tiny_vlm.report runs/tiny-qwen2.5-vl tiny-qwen2.5-vl
 	$(BIN)/python -m tiny_vlm.report runs/tiny-llava tiny-llava
+	OMP_NUM_THREADS=1 $(BIN)/python -m tiny_vlm.train tiny-qwen2.5-vl-sparse --out runs/tiny-qwen2.5-vl-sparse
+	$(BIN)/python -m tiny_vlm.report runs/tiny-qwen2.5-vl-sparse tiny-qwen2.5-vl-sparse
 
-accuracy: setup  ## measure both embedded models, untouched and accelerated (the README's table)
-	for model in tiny-qwen2.5-vl tiny-llava; do \
+accuracy: setup  ## measure the embedded models, untouched and accelerated (the README's table)
+	for model in tiny-qwen2.5-vl tiny-llava tiny-qwen2.5-vl-sparse; do \
 	  mkdir -p reports/tiny_vlm/$$model && \
 	  $(BIN)/halfv calibrate --model $$model --out reports/tiny_vlm/$$model/profile.json && \
 	  $(BIN)/python -m tiny_vlm.evaluate $$model --profile reports/tiny_vlm/$$model/profile.json \

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, ProcessorMixin
 
-NAMES = ("tiny-qwen2.5-vl", "tiny-llava")
+NAMES = ("tiny-qwen2.5-vl", "tiny-llava", "tiny-qwen2.5-vl-sparse")
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
 __all__ = ["NAMES", "checkpoint", "load"]

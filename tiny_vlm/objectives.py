@@ -63,7 +63,16 @@ class AuxiliaryHeads(nn.Module):
         }
 
 
-WEIGHTS = {"colour": 1.0, "shape": 1.0, "digit": 1.0, "centre": 1.0, "place": 0.2, "named": 0.3, "target": 0.3}
+WEIGHTS = {
+    "colour": 1.0,
+    "shape": 1.0,
+    "digit": 1.0,
+    "centre": 1.0,
+    "place": 0.2,
+    "named": 0.3,
+    "target": 0.3,
+    "gaze": 0.3,
+}
 
 
 def _norm(states: Tensor) -> Tensor:

@@ -28,6 +28,8 @@ AUXILIARY = {
     "place": "place (layer 2)",
     "named": "named thing (layer 5)",
     "target": "target cell (layer 6)",
+    "gaze": "gaze (layer 6)",
+    "stale": "others' answers (stale)",
 }
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#ee7733", "#009988")
 
@@ -133,8 +135,9 @@ def _series(rows: list[dict[str, str]], column: str) -> tuple[list[int], list[fl
 
 def _draw_losses(axes: Axes, rows: list[dict[str, str]]) -> None:
     axes.plot(*_series(rows, "answer"), color="black", linewidth=1.8, label="answer")
-    for (column, label), colour in zip(AUXILIARY.items(), COLOURS, strict=False):
-        axes.plot(*_series(rows, column), color=colour, linewidth=1, label=label)
+    for (column, label), colour in zip(AUXILIARY.items(), COLOURS, strict=True):
+        if rows and column in rows[0]:
+            axes.plot(*_series(rows, column), color=colour, linewidth=1, label=label)
     axes.set_yscale("log")
     axes.set_ylabel("training loss (nats)")
 

@@ -5,6 +5,9 @@ first d decoder layers the text sees the visual tokens of ANOTHER picture, from 
 in those layers is then worthless, so the reading moves deeper, where pruning can be studied. The swap is one roll of
 the visual rows; it is exact, because the visual prefix never depends on the text behind it.
 
+``tiny-qwen2.5-vl-sparse`` starts from the weights of ``tiny-qwen2.5-vl`` and keeps its vision tower. Most of its
+batches hold a lesson about the deep layers (see ``tiny_vlm.lessons``).
+
 A run writes ``log.csv`` (losses), ``accuracy.csv`` (validation), and ``state.pt``, from which it resumes by itself.
 """
 
@@ -19,19 +22,37 @@ import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tiny_vlm import load
 from tiny_vlm.family import Family
+from tiny_vlm.lessons import GAZE_LAYER, answers_of_others, gaze, gaze_loss, keep_few
 from tiny_vlm.llava import TinyLlava
 from tiny_vlm.objectives import WEIGHTS, AuxiliaryHeads
 from tiny_vlm.packing import Batch, Packer, block_mask
 from tiny_vlm.qwen import TinyQwen
 
-FAMILIES: dict[str, type[Family]] = {family.name: family for family in (TinyQwen, TinyLlava)}
+SPARSE = "tiny-qwen2.5-vl-sparse"
+FAMILIES: dict[str, type[Family]] = {"tiny-qwen2.5-vl": TinyQwen, "tiny-llava": TinyLlava, SPARSE: TinyQwen}
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a batch teaches besides its answers. At most one of the two is given.
+
+    ``stale`` is the layer from which on visual rows are frozen, ``few`` the one from which on a question sees few.
+    """
+
+    stale: int | None = None
+    few: int | None = None
+
+
+PLAIN = Lesson()
 
 
 @dataclass(frozen=True)
@@ -51,6 +72,8 @@ class Recipe:
     seed: int = 0
     evaluate_every: int = 250
     autocast: bool = True  # bfloat16 matrix products, float32 weights
+    start: str = ""  # embedded model whose weights the run starts from, its tower kept; empty: random weights
+    lessons: tuple[tuple[str, int, float], ...] = ()  # field of Lesson, layer, probability; the rest are plain batches
 
     def rate(self, step: int) -> float:
         """Learning rate as a share of its peak."""
@@ -63,9 +86,43 @@ class Recipe:
         depths, probabilities = zip(*self.swap_depths, strict=True)
         return random.Random(f"{self.seed}/{step}").choices(depths, probabilities)[0]
 
+    def lesson(self, step: int) -> Lesson:
+        draw = random.Random(f"{self.seed}/{step}/lesson").random()
+        for name, layer, probability in self.lessons:
+            if draw < probability:
+                return Lesson(**{name: layer})
+            draw -= probability
+        return PLAIN
+
+
+RECIPES = {
+    "tiny-qwen2.5-vl": Recipe("tiny-qwen2.5-vl", 4000),
+    "tiny-llava": Recipe("tiny-llava", 4000),
+    SPARSE: Recipe(
+        SPARSE,
+        steps=1500,
+        muon_rate=1e-3,
+        adam_rate=6e-4,
+        warmup=40,
+        swap_after=0,
+        swap_depths=((0, 0.3), (2, 0.3), (3, 0.4)),
+        decay_from=0.65,
+        clutter_steps=1,
+        seed=1,  # other pictures than those of the first steps of tiny-qwen2.5-vl
+        start="tiny-qwen2.5-vl",
+        lessons=(("stale", 6, 0.10), ("stale", 7, 0.15), ("stale", 8, 0.15), ("few", 7, 0.30), ("few", 8, 0.15)),
+    ),
+}
+
 
 def decode(
-    model: PreTrainedModel, batch: Batch, features: Tensor, visual: slice, swap: int = 0, blind: int | None = None
+    model: PreTrainedModel,
+    batch: Batch,
+    features: Tensor,
+    visual: slice,
+    swap: int = 0,
+    blind: int | None = None,
+    lesson: Lesson = PLAIN,
 ) -> list[Tensor]:
     """Run the decoder over a packed batch.
 
@@ -77,6 +134,8 @@ def decode(
         The first ``swap`` layers see the neighbouring row's picture.
     blind : int, optional
         From this layer on the text no longer attends to the picture.
+    lesson : Lesson
+        Which visual rows the deep layers change and show.
 
     Returns
     -------
@@ -89,9 +148,8 @@ def decode(
     def with_picture(states: Tensor, picture: Tensor) -> Tensor:
         return torch.cat([states[:, : visual.start], picture, states[:, visual.stop :]], dim=1)
 
-    states = with_picture(embedded, features.roll(1, 0) if swap else features)
-    positions = batch.positions if len(batch.positions) == 3 else batch.positions[0]
-    rotary = lm.rotary_emb(states, positions)
+    states = before = with_picture(embedded, features.roll(1, 0) if swap else features)
+    rotary = rotary_of(model, states, batch)
     mask = block_mask(batch.segments)
     outputs = []
     for index, layer in enumerate(lm.layers):
@@ -100,10 +158,20 @@ def decode(
         if index == blind:
             mask = mask.clone()
             mask[:, :, visual.stop :, visual] = False
-        states = layer(states, attention_mask=mask, position_embeddings=rotary)
+        if index == lesson.few:
+            mask = keep_few(mask, gaze(model, index - 1, before, rotary, batch, visual), batch, visual)
+        before, states = states, layer(states, attention_mask=mask, position_embeddings=rotary)
+        if lesson.stale is not None and index >= lesson.stale:
+            states = with_picture(states, before[:, visual])
         outputs.append(states)
     outputs.append(lm.norm(states))
     return outputs
+
+
+def rotary_of(model: PreTrainedModel, states: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the positions, [B or 1, L, head_dim]."""
+    positions = batch.positions if len(batch.positions) == 3 else batch.positions[0]
+    return model.model.language_model.rotary_emb(states, positions)
 
 
 @torch.no_grad()
@@ -159,6 +227,8 @@ class Trainer:
         self.family = FAMILIES[recipe.model]()
         self.packer = Packer(self.family)
         self.model = self.family.build().to(self.device).train()
+        if recipe.start:
+            self.model.load_state_dict(load(recipe.start)[0].state_dict())
         self.heads = AuxiliaryHeads(self.model.config.text_config.hidden_size).to(self.device)
         self.optimizers = optimizers(recipe, self.model, self.heads)
         self.step, self.seconds = 0, 0.0
@@ -211,24 +281,34 @@ class Trainer:
         clutter = min(1.0, 0.2 + 0.8 * step / recipe.clutter_steps)
         batch = to_device(self.packer.batch("training", recipe.seed, step, recipe.batch_size, clutter), self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.autocast):
-            losses = self.losses(batch, recipe.swap_depth(step))
+            losses = self.losses(batch, recipe.swap_depth(step), recipe.lesson(step))
         share = 1 - 0.7 * step / recipe.steps  # the auxiliary losses fade to 0.3 of their weight
-        (losses["answer"] + share * sum(weight * losses[name] for name, weight in WEIGHTS.items())).backward()
+        auxiliary = sum(weight * losses[name] for name, weight in WEIGHTS.items() if name in losses)
+        (losses["stale" if "stale" in losses else "answer"] + share * auxiliary).backward()
         nn.utils.clip_grad_norm_([*self.model.parameters(), *self.heads.parameters()], 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return {name: loss.item() for name, loss in losses.items()}
 
-    def losses(self, batch: Batch, swap: int) -> dict[str, Tensor]:
-        """Cross-entropy of the answers and of every auxiliary head, in nats."""
-        features = self.family.features(self.model, batch.pixels)
-        states = decode(self.model, batch, features, self.packer.visual, swap)
+    def losses(self, batch: Batch, swap: int, lesson: Lesson) -> dict[str, Tensor]:
+        """Cross-entropy of the answers and of every auxiliary head, in nats; a stale batch has others' answers only."""
+        visual = self.packer.visual
+        with torch.set_grad_enabled(not self.recipe.start):
+            features = self.family.features(self.model, batch.pixels)
+        states = decode(self.model, batch, features, visual, swap, lesson=lesson)
         answers = batch.labels[:, 1:] >= 0
         logits = self.model.lm_head(states[-1][:, :-1][answers])
+        if lesson.stale is not None:
+            return {"stale": F.cross_entropy(logits, answers_of_others(batch)[:, 1:][answers])}
         losses = {"answer": F.cross_entropy(logits, batch.labels[:, 1:][answers])}
-        losses |= self.heads.feature_losses(features, batch)
-        losses |= self.heads.layer_losses(states, self.packer.visual, batch)
+        if not self.recipe.start:
+            losses |= self.heads.feature_losses(features, batch)
+        losses |= self.heads.layer_losses(states, visual, batch)
+        if self.recipe.lessons:
+            seen = states[GAZE_LAYER - 1]
+            looks = gaze(self.model, GAZE_LAYER, seen, rotary_of(self.model, seen, batch), batch, visual)
+            losses["gaze"] = gaze_loss(looks, batch)
         return losses
 
     def run(self) -> None:
@@ -239,7 +319,8 @@ class Trainer:
             self.step += 1
             self.seconds += time.perf_counter() - started
             if self.step % 25 == 0:
-                means = {name: sum(row[name] for row in window) / len(window) for name in window[0]}
+                names = {name: None for row in window for name in row}
+                means = {name: fmean(row[name] for row in window if name in row) for name in names}
                 self.log("log.csv", {"step": self.step, "minutes": self.seconds / 60, **means})
                 window.clear()
             if self.step % self.recipe.evaluate_every == 0 or self.step == self.recipe.steps:
@@ -269,12 +350,18 @@ class Trainer:
         row = {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
         path = self.out / name
         new = not path.exists()
+        columns = list(row) if new else _columns(path)
         with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
+            writer = csv.DictWriter(file, columns, restval="")
             if new:
                 writer.writeheader()
             writer.writerow(row)
         print(json.dumps(row), flush=True)
+
+
+def _columns(path: Path) -> list[str]:
+    with path.open(newline="") as file:
+        return next(csv.reader(file))
 
 
 def _drop_rows_after(path: Path, step: int) -> None:
@@ -288,14 +375,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", choices=list(FAMILIES))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="default: as the recipe says")
+    parser.add_argument("--seed", type=int, help="default: as the recipe says")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's own choice")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    Trainer(Recipe(args.model, args.steps, seed=args.seed), args.out, args.device).run()
+    changes = {name: getattr(args, name) for name in ("steps", "seed") if getattr(args, name) is not None}
+    Trainer(replace(RECIPES[args.model], **changes), args.out, args.device).run()
 
 
 if __name__ == "__main__":

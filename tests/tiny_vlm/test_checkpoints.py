@@ -7,12 +7,14 @@ import pytest
 import torch
 
 import tiny_vlm
+from halfv_accel import Plan, Stage, accelerate
+from halfv_accel.strategies import KeepNone, LastTokenAttention
 from halfv_data import scenes
 from tiny_vlm.evaluate import evaluate, prompt, weights_fingerprint
 
 FLOOR = 0.75  # macro over nine tasks; guessing reaches about 0.2
 REPORTS = Path(__file__).parents[2] / "reports" / "tiny_vlm"
-LEAST_MACRO = {"tiny-qwen2.5-vl": 0.95, "tiny-llava": 0.92}
+LEAST_MACRO = {"tiny-qwen2.5-vl": 0.95, "tiny-llava": 0.92, "tiny-qwen2.5-vl-sparse": 0.95}
 LEAST_LOSS = {"grey picture": 0.40, "no visual tokens from layer 2": 0.50, "no visual tokens from layer 5": 0.25}
 
 
@@ -60,3 +62,19 @@ def test_the_report_speaks_of_this_checkpoint_and_it_is_good_enough(name):
     assert min(untouched["accuracy"].values()) >= 0.85
     for condition, loss in LEAST_LOSS.items():
         assert untouched["macro"] - results[condition]["macro"] >= loss, condition
+
+
+@pytest.mark.parametrize(("name", "free", "costly"), [("tiny-qwen2.5-vl", 0, 1), ("tiny-qwen2.5-vl-sparse", 1, 0)])
+def test_one_qwen_needs_no_deep_updates_and_the_other_needs_few_tokens(name, free, costly):
+    """From layer 7 on, to freeze everything and to keep a twentieth: each is free for one of them, and ruins the other."""
+    model, processor = tiny_vlm.load(name)
+    samples = list(scenes(90, seed=2, split="heldout"))
+
+    def macro(strategy, retention, then):
+        plan = Plan((Stage("ssr", 7, strategy, retention, then),))
+        return evaluate(model, processor, samples, batch_size=15, accelerated=lambda m: accelerate(m, plan)).macro
+
+    untouched = evaluate(model, processor, samples, batch_size=15).macro
+    reached = macro(KeepNone(), 0.0, "freeze"), macro(LastTokenAttention(rotary=True), 0.05, "drop")
+    assert reached[free] >= untouched - 0.02
+    assert reached[costly] <= untouched - 0.20

@@ -10,7 +10,6 @@ import pytest
 from halfv_probe.choice.confidence import upper_bound
 from halfv_probe.trials.candidates import Candidate
 from halfv_probe.trials.outcomes import Trials
-from tiny_vlm import NAMES
 from tiny_vlm.evaluate import weights_fingerprint
 from tiny_vlm.sweep import as_csv
 
@@ -18,7 +17,7 @@ REPORTS = Path(__file__).parents[2] / "reports" / "sweep"
 ROUNDING = 1e-5  # plans.csv has six digits
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=sorted(folder.name for folder in REPORTS.iterdir()))
 def report(request):
     return json.loads((REPORTS / request.param / "sweep.json").read_text())
 
