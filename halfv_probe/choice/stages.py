@@ -55,7 +55,7 @@ class Stages:
     ``ivr_layer`` and ``ssr_layer`` are decoder layers (0-based; a stage acts on a layer's input), ``ssr_mode`` is what
     KL says of the deep layers, ``fall`` is the depth of the valley below the plateau in the units of the curve,
     ``explained`` the share of variance that the fit explains, ``contrast`` the largest layer KL of the first half / the
-    mean of the second, ``reasons`` one sentence for each choice, ``witnesses`` what each curve says.
+    geometric mean of the second, ``reasons`` one sentence for each choice, ``witnesses`` what each curve says.
     """
 
     ivr_layer: int
@@ -186,11 +186,14 @@ def detect_stages(
 
 
 def contrast(layer_kl: Curve | None) -> float | None:
-    """Largest layer KL of the first half / mean of the second, the last layer left out; None without a KL."""
+    """Largest layer KL of the first half / geometric mean of the second, the last layer left out; None without a KL.
+
+    Geometric, because a single deep layer that is active says nothing against stages (Qwen has such layers).
+    """
     if layer_kl is None:
         return None
     half = len(layer_kl) // 2
-    first, second = float(layer_kl[:half].max()), float(layer_kl[half:-1].mean())
+    first, second = float(layer_kl[:half].max()), _typical(layer_kl[half:-1])
     return first / second if second > 0 else float("inf") if first > 0 else 0.0
 
 
@@ -286,7 +289,7 @@ def _unstable(fit: _Fit, ratio: float | None, samples: ArrayLike | None, null: N
     random = None if null is None else contrast(np.asarray(null.layer_kl))
     least = limits.contrast if random is None else limits.over_null * random
     if ratio is not None and ratio < least:
-        beside = "random weights reach 27" if random is None else f"the same model with random weights has {random:.0f}"
+        beside = "random weights reach 28" if random is None else f"the same model with random weights has {random:.0f}"
         return f"the heaviest early layer is worth {ratio:.0f} times a late one, and {beside}"
     return ""
 

@@ -35,8 +35,8 @@ class Limits:
     fall_to_noise : float
         Fall of visual entropy / what the fit leaves over (standard deviation), and / its standard error over samples.
     contrast : float
-        Largest layer KL of the first half / mean of the second half. It is 354 and 920 for the published curves, 2,400
-        and 3,800 for the embedded models, and 5 to 27 for random weights.
+        Largest layer KL of the first half / geometric mean of the second. It is 550 and 2,100 for the published curves,
+        220, 2,600 and 6,000 for the embedded models, and 6 to 28 for 20 models with random weights.
     over_null : float
         The same / the null model's, where one was measured.
     inactive : float

@@ -66,7 +66,7 @@ def test_the_report_speaks_of_this_checkpoint_and_it_is_good_enough(name):
 
 @pytest.mark.parametrize(("name", "free", "costly"), [("tiny-qwen2.5-vl", 0, 1), ("tiny-qwen2.5-vl-sparse", 1, 0)])
 def test_one_qwen_needs_no_deep_updates_and_the_other_needs_few_tokens(name, free, costly):
-    """From layer 7 on, to freeze everything and to keep a twentieth: each is free for one of them, and ruins the other."""
+    """From layer 7 on, to freeze everything and to keep a twentieth: each is free for one, and ruins the other."""
     model, processor = tiny_vlm.load(name)
     samples = list(scenes(90, seed=2, split="heldout"))
 
