@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halfv_accel import HalfVError
+from halfv_accel.settings import Goal, Settings
 from halfv_probe.calibration.journal import Journal, header
 from tests.halfv_accel.miniatures import MINIATURES, MiniLlava, widen
 
@@ -207,12 +208,20 @@ def test_a_file_that_cannot_be_gone_on_with_is_told(tmp_path):
 
 def test_the_header_tells_models_weights_and_settings_apart(mini):
     model, same = mini.model(), mini.model("sdpa")
-    assert header(model, {"seed": 0}) == header(same, {"seed": 0})
-    others = [header(each.model(), {"seed": 0}) for each in MINIATURES.values() if each is not mini]
+    assert header(model, Settings(), 8) == header(same, Settings(), 8)
+    others = [header(each.model(), Settings(), 8) for each in MINIATURES.values() if each is not mini]
     changed = widen(mini.build())
     with torch.no_grad():
         changed.get_output_embeddings().weight[0, 0] += 1e-3
-    others += [header(model, {"seed": 1}), header(changed, {"seed": 0}), header(mini.model("eager"), {"seed": 0})]
-    others.append(header(widen(MiniLlava().build()).bfloat16(), {"seed": 0}))
-    assert header(model, {"seed": 0}) not in others
-    json.dumps(header(model, {"seed": 0}))
+    others += [
+        header(model, Settings(seed=1), 8),
+        header(model, Settings(fidelity="reference"), 8),
+        header(model, Settings(), 4),
+        header(changed, Settings(), 8),
+        header(mini.model("eager"), Settings(), 8),
+    ]
+    others.append(header(widen(MiniLlava().build()).bfloat16(), Settings(), 8))
+    assert header(model, Settings(), 8) not in others
+    other_goal = Settings(goal=Goal(kind="max_drop", value=0.1), k=16, latency=True, null_samples=3)
+    assert header(model, other_goal, 8) == header(model, Settings(), 8)  # what was measured serves them, too
+    json.dumps(header(model, Settings(), 8))

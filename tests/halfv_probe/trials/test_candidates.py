@@ -13,6 +13,7 @@ from halfv_probe.trials.candidates import (
     SPARSE,
     Candidate,
     all_candidates,
+    alone_candidates,
     paper_candidates,
     utility_candidates,
 )
@@ -24,7 +25,7 @@ QWEN = Decoder(layers=28, hidden=3584, intermediate=18944, heads=28, kv_heads=4,
 
 def everything(depth):
     return {
-        "paper": list(paper_candidates(depth, range(1, depth))),
+        "paper": [c for mode in PAPER for c in paper_candidates(depth, range(1, depth), range(1, depth), mode)],
         "all": list(all_candidates(depth)),
         "utility": list(utility_candidates(depth)),
     }
@@ -49,7 +50,7 @@ def test_stages_follow_each_other_and_keep_ever_fewer_tokens(depth):
             assert 1 <= candidate.ivr_layer < depth
             assert 0 < candidate.ivr_retention <= 1
             if candidate.ssr_mode == "freeze":
-                assert candidate.ivr_layer <= candidate.ssr_layer < depth
+                assert candidate.ivr_layer <= candidate.ssr_layer < depth - 1  # to freeze the last layer does nothing
             elif candidate.ssr_mode == "sparse":
                 assert candidate.ivr_layer < candidate.ssr_layer < depth
                 assert candidate.ssr_retention < candidate.ivr_retention
@@ -71,13 +72,48 @@ def test_costs_lie_between_nothing_and_the_whole(depth, draw, visual, text):
     assert share - chosen <= 1
 
 
-@given(depth=depths, ivr=st.integers(1, 3))
-def test_the_papers_ratios_come_at_every_layer_behind(depth, ivr):
+@given(depth=depths, ivr=st.integers(1, 3), later=st.sets(st.integers(1, 40)))
+def test_the_papers_ratios_come_at_every_layer_in_question(depth, ivr, later):
     """Table 9: LLaVA-1.5 keeps 50 % with R_S 0.2 and freezes, Qwen2.5-VL keeps 25 %, then 5 %, with R_S 0.1."""
-    freezes = [Candidate(ivr, 0.5, 0.2, "freeze", layer) for layer in range(1, depth) if layer >= ivr]
-    sparse = [Candidate(ivr, 0.25, 0.1, "sparse", layer, 0.05) for layer in range(1, depth) if layer > ivr]
-    assert sorted(paper_candidates(depth, [ivr])) == sorted(freezes + sparse)
-    assert set(PAPER) == {"sparse", "freeze"}
+    freezes = [Candidate(ivr, 0.5, 0.2, "freeze", layer) for layer in later if ivr <= layer < depth - 1]
+    sparse = [
+        Candidate(ivr, 0.25, 0.1, "sparse", layer, 0.05, ssr_scored_by=by)
+        for layer in later
+        if ivr < layer < depth
+        for by in ("previous", "own")
+    ]
+    assert set(paper_candidates(depth, [ivr], later, "freeze")) == set(freezes)
+    assert set(paper_candidates(depth, [ivr], later, "sparse")) == set(sparse)
+    assert list(paper_candidates(depth, [ivr], later, "none")) == [Candidate(ivr, 0.5, 0.2)]
+
+
+@given(depth=depths)
+def test_variants_differ_in_anchors_and_scorers_only(depth):
+    for kind in everything(depth).values():
+        candidate = kind[-1]
+        variants = list(candidate.variants())
+        assert {each.kind for each in variants} == {candidate.kind}
+        assert len(set(variants)) == len(variants) == 4 * 2 * (2 if candidate.ssr_mode == "sparse" else 1)
+        assert replace(candidate, ivr_scored_by="previous", ssr_scored_by="previous") in variants
+
+
+@given(depth=depths, draw=st.data())
+def test_a_candidate_is_found_again_in_its_plan(depth, draw):
+    candidate = draw.draw(st.sampled_from([each for kind in everything(depth).values() for each in kind]))
+    variant = draw.draw(st.sampled_from(list(candidate.variants())))
+    assert Candidate.of(variant.plan()) == variant
+
+
+@given(layers=st.sets(st.integers(1, 30), max_size=5))
+def test_the_second_stage_alone_prunes_nothing_before(layers):
+    found = list(alone_candidates(layers))
+    assert len(found) == len(set(found)) == 4 * len(layers)
+    for each in found:
+        (stage,) = each.plan().stages
+        assert stage.layer == each.layer
+        assert stage.then == ("freeze" if each.mode == "freeze" else "drop")
+        assert stage.retention == (0.05 if each.mode == "sparse" else 0)
+        assert each.flops(QWEN, 1000, 50) <= 1.01
 
 
 @given(depth=depths)
@@ -92,14 +128,15 @@ def test_the_grid_is_whole(depth):
             if ratio < 1:
                 expected.add((at, ratio, "none", None, None))
             for ssr in range(1, depth):
-                if ssr >= at:
+                if at <= ssr < depth - 1:
                     expected.add((at, ratio, "freeze", ssr, None))
                 expected |= {(at, ratio, "sparse", ssr, kept) for kept in SPARSE if ssr > at and kept < ratio}
     assert found == expected
 
 
 @given(depth=depths)
-def test_utility_prunes_once_at_every_layer(depth):
+def test_utility_prunes_once_at_every_layer_or_at_every_other_of_many(depth):
     found = [(c.ivr_layer, c.ivr_retention) for c in utility_candidates(depth)]
-    assert sorted(found) == sorted((layer, ratio) for layer in range(1, depth) for ratio in (0.5, 0.25, 0.125))
+    layers = range(1, depth, next(step for step in (1, 2, 3) if len(range(1, depth, step)) <= 16))
+    assert sorted(found) == sorted((layer, ratio) for layer in layers for ratio in (0.5, 0.25, 0.125))
     assert {c.ssr_mode for c in utility_candidates(depth)} == {"none"}
