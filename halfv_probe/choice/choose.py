@@ -45,12 +45,30 @@ def choose(trials: Trials[Candidate], goal: Goal, tolerance: float = TOLERANCE) 
     HalfVError
         If no candidate reaches the goal.
     """
-    if goal.kind == "target_flops":
-        return _most_faithful(trials, goal.value or 0.0)
     if goal.kind == "max_drop":
         return _last_shown(trials, goal)
-    drop = trials.drop
-    return _cheapest(trials, drop <= drop.min() + tolerance + 1e-9)
+    numbers = worthwhile(trials)
+    asked = trials.where(numbers)
+    if goal.kind == "target_flops":
+        return int(numbers[_most_faithful(asked, goal.value or 0.0)])
+    drop = asked.drop
+    return int(numbers[_cheapest(asked, drop <= drop.min() + tolerance + 1e-9)])
+
+
+def worthwhile(trials: Trials[Candidate]) -> NDArray[np.intp]:
+    """Numbers of the candidates without variants that are not surely better than the plain plan.
+
+    Of many variants of a plan one loses least by chance. So other anchors or another scorer count only where they keep
+    more answers than the plain plan by more than chance explains (paired, 95 %), or where that one was not run.
+    """
+    number = {candidate: n for n, candidate in enumerate(trials.candidates)}
+    lost = trials.lost.astype(np.float64)
+    kept = []
+    for n, candidate in enumerate(trials.candidates):
+        plain = number.get(candidate.plain, n)
+        if plain == n or surely_positive(lost[plain] - lost[n]):
+            kept.append(n)
+    return np.array(kept, dtype=np.intp)
 
 
 def hopeful(trials: Trials[Candidate], tolerance: float = TOLERANCE) -> Trials[Candidate]:
@@ -89,6 +107,7 @@ def contenders(trials: Trials[Candidate], goal: Goal) -> Trials[Candidate]:
     Within a budget, the most faithful. For a promise, those that no cheaper one is as faithful as, from the most
     faithful to the cheapest: in this order they will be tested.
     """
+    trials = trials.where(worthwhile(trials))
     order = _by_faith(trials)
     if goal.kind != "max_drop":
         return trials.where(np.sort(order[:CONTENDERS]))

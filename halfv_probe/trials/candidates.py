@@ -58,6 +58,11 @@ class Candidate:
             yield replace(self, anchor_ratio=anchors, ivr_scored_by=first, ssr_scored_by=then)
 
     @property
+    def plain(self) -> Candidate:
+        """The same with the anchors that Table 9 has for such a ratio, and anchors scored as in the public code."""
+        return replace(self, anchor_ratio=anchor_ratio(self.ivr_retention), ivr_scored_by="previous")
+
+    @property
     def kind(self) -> tuple[int, float, SSRMode, int | None, float | None]:
         """What variants share."""
         return self.ivr_layer, self.ivr_retention, self.ssr_mode, self.ssr_layer, self.ssr_retention

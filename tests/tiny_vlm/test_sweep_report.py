@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from halfv_probe.choice.confidence import upper_bound
-from halfv_probe.trials.candidates import Candidate
+from halfv_probe.trials.candidates import Candidate, all_candidates
 from halfv_probe.trials.outcomes import Trials
 from tiny_vlm.evaluate import weights_fingerprint
 from tiny_vlm.sweep import as_csv
@@ -39,7 +39,7 @@ def test_the_report_is_of_these_weights(report, plans):
     origin = report["provenance"]
     assert origin["weights"] == weights_fingerprint(report["model"])
     assert origin["heldout"]["n"] == 600
-    assert origin["plans"] == len(plans) == 655
+    assert origin["plans"] == len(plans) >= len(list(all_candidates(10)))
 
 
 @pytest.mark.parametrize("budget", [0.6, 0.45, 0.3])
@@ -79,7 +79,8 @@ def test_a_plan_is_a_row_and_a_plan_without_second_stage_leaves_cells_empty():
     lost = np.array([[True, False, False], [False, False, False]])
     table = Trials(plans, np.array([1 / 3, 0.5]), lost, ~lost, np.array([[3e-9, 0, 0], [1, 2, 3]]))
     assert as_csv(table).splitlines() == [
-        "ivr_layer,ivr_retention,anchor_ratio,ssr_mode,ssr_layer,ssr_retention,flops_share,lost_share,kl_nats",
-        "1,1,0.2,freeze,2,,0.333333,0.333333,1e-09",
-        "3,0.25,0.1,none,,,0.5,0,2",
+        "ivr_layer,ivr_retention,anchor_ratio,ssr_mode,ssr_layer,ssr_retention,ivr_scored_by,ssr_scored_by,"
+        "flops_share,lost_share,kl_nats",
+        "1,1,0.2,freeze,2,,previous,previous,0.333333,0.333333,1e-09",
+        "3,0.25,0.1,none,,,previous,previous,0.5,0,2",
     ]
