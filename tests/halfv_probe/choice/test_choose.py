@@ -20,6 +20,7 @@ from halfv_probe.choice.choose import (
     finalists,
     hopeful,
     pareto,
+    worthwhile,
 )
 from halfv_probe.trials.candidates import Candidate
 from halfv_probe.trials.outcomes import Trials
@@ -38,7 +39,7 @@ def outcomes(draw, most=60):
     same = ~lost & (rng.random((count, samples)) < 0.9)
     kl = rng.choice([0.0, 0.1, 0.2], (count, 1)) + np.zeros((1, samples))
     candidates = tuple(
-        Candidate(1 + n % 9, 0.5, 0.2, mode, None if mode == "none" else 9 + n % 7, 0.05 if mode == "sparse" else None)
+        Candidate(1 + n, 0.5, 0.2, mode, None if mode == "none" else 500 + n % 7, 0.05 if mode == "sparse" else None)
         for n, mode in enumerate(rng.choice(MODES, count).tolist())
     )
     return Trials(candidates, flops, lost, same, kl)
@@ -140,6 +141,24 @@ def test_the_papers_goal_takes_the_cheapest_within_half_a_point_of_the_most_care
     variants = [n for n in good if trials.candidates[n].kind == trials.candidates[best].kind]
     assert trials.candidates[best].kind in kinds
     assert faith(trials, best) == min(faith(trials, n) for n in variants)
+
+
+@given(seed=st.integers(0, 9999), gain=st.sampled_from([0, 1, 3, 12]))
+def test_a_variant_counts_only_where_it_is_surely_better_than_the_plain_plan(seed, gain):
+    """The plain plan loses 20 of 100; a variant keeps some of these, another one always loses more."""
+    rng = np.random.default_rng(seed)
+    plain = Candidate(3, 0.5, 0.2, "freeze", 15)
+    variants = (plain, replace(plain, anchor_ratio=0.5), replace(plain, ivr_scored_by="own"))
+    lost = np.zeros((3, 100), dtype=bool)
+    lost[:, rng.permutation(100)[:20]] = True
+    lost[1, np.flatnonzero(lost[0])[:gain]] = False
+    lost[2, np.flatnonzero(~lost[0])[:5]] = True
+    trials = Trials(variants, np.full(3, 0.4), lost, ~lost, lost.astype(float))
+    sure = gain >= 4  # 3 of 100, none the other way: 1.76 standard errors
+    assert worthwhile(trials).tolist() == ([0, 1] if sure else [0])
+    for goal in (Goal(), Goal(kind="target_flops", value=0.5)):
+        assert choose(trials, goal) == int(sure)
+    assert len(contenders(trials, Goal(kind="max_drop", value=0.5)).candidates) == 1
 
 
 @given(trials=outcomes(), draw=st.data())
