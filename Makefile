@@ -19,7 +19,7 @@ setup: .venv/.installed  ## make .venv and install everything into it
 
 demo: setup  ## calibrate the embedded model, plot and report what was found, ask it about a picture
 	mkdir -p $(DEMO)
-	$(BIN)/halfv calibrate --model tiny-qwen2.5-vl --out $(DEMO)/profile.json
+	$(BIN)/halfv calibrate --model tiny-qwen2.5-vl --dtype float32 --out $(DEMO)/profile.json
 	$(BIN)/halfv plot-entropy --profile $(DEMO)/profile.json --out $(DEMO)/entropy.png
 	$(BIN)/halfv report --profile $(DEMO)/profile.json --out $(DEMO)/report.html
 	$(BIN)/halfv run --profile $(DEMO)/profile.json --compare
@@ -53,8 +53,8 @@ tiny-vlm: setup  ## train the embedded models again (about two and a half hours 
 accuracy: setup  ## measure the embedded models, untouched and accelerated (the README's table)
 	for model in tiny-qwen2.5-vl tiny-llava tiny-qwen2.5-vl-sparse; do \
 	  mkdir -p reports/tiny_vlm/$$model && \
-	  $(BIN)/halfv calibrate --model $$model --out reports/tiny_vlm/$$model/profile.json && \
-	  $(BIN)/python -m tiny_vlm.evaluate $$model --profile reports/tiny_vlm/$$model/profile.json \
+	  $(BIN)/halfv calibrate --model $$model --dtype float32 --out reports/tiny_vlm/$$model/profile.json && \
+	  $(BIN)/python -m tiny_vlm.evaluate $$model --dtype float32 --profile reports/tiny_vlm/$$model/profile.json \
 	    --out reports/tiny_vlm/$$model/accuracy.json || exit 1; \
 	done
 
