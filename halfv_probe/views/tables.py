@@ -70,7 +70,12 @@ BY_STAGE: Columns = {
     "saved": ("saved_share", "float64"),
     "utility": ("utility", "float64"),
 }
-ISOLATED: Columns = {"mode": ("mode", "string"), "layer": ("layer", "int64"), **OUTCOME}
+ISOLATED: Columns = {
+    "mode": ("mode", "string"),
+    "layer": ("layer", "int64"),
+    "scored_by": ("scored_by", "string"),
+    **OUTCOME,
+}
 HELD: Columns = {
     "about": ("about", "string"),
     "condition": ("condition", "string"),

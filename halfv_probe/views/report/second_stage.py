@@ -17,6 +17,9 @@ from halfv_probe.views.report import page
 MODES: dict[str, dict[str, Any]] = {
     "freeze": dict(label="freeze: no longer updated, still attended to", color="#10558c", linestyle="-", marker="s"),
     "sparse": dict(label="sparse: only a few stay", color="#b5452c", linestyle="--", marker="^"),
+    "sparse, own scores": dict(
+        label="sparse, scored by the stage's own layer", color="#b5452c", linestyle="-.", marker="v"
+    ),
     "withdraw": dict(label="withdraw: none stays", color="#555555", linestyle=":", marker="D"),
 }
 
@@ -37,7 +40,7 @@ def second_stage(profile: Profile) -> str:
     alt = " ".join(in_words(profile))
     picture = render(lambda figure: draw_second_stage(figure, profile), (NARROW, 4.0))
     plot = page.plot(picture, alt, caption, "isolated", tables.isolated(profile))
-    groups = [(mode, [_row(run) for run in runs if run.mode == mode]) for mode in _present(profile)]
+    groups = [(mode, [_row(run) for run in runs if _name(run) == mode]) for mode in _present(profile)]
     header = ("from layer", "prefill FLOPs", "replies unchanged", "lost", "KL (nats)")
     return "\n".join((page.paragraph(alt), plot, page.grouped_grid("The second stage alone", header, groups)))
 
@@ -46,7 +49,7 @@ def in_words(profile: Profile) -> list[str]:
     """For each mode where it loses least, and how much; the earliest layer among equals."""
     found = []
     for mode in _present(profile):
-        best = min((run for run in profile.evidence.isolated if run.mode == mode), key=lambda r: (r.drop, r.layer))
+        best = min((run for run in profile.evidence.isolated if _name(run) == mode), key=lambda r: (r.drop, r.layer))
         found.append(f"{mode.capitalize()} loses least from layer {best.layer} on: {percent(best.drop)}.")
     return found
 
@@ -56,7 +59,7 @@ def draw_second_stage(figure: Figure, profile: Profile) -> None:
     axes: Any = figure.subplots()
     background(axes, profile)
     for mode in _present(profile):
-        runs = sorted((run for run in profile.evidence.isolated if run.mode == mode), key=lambda run: run.layer)
+        runs = sorted((run for run in profile.evidence.isolated if _name(run) == mode), key=lambda run: run.layer)
         points = [run.layer for run in runs], [run.drop for run in runs]
         axes.plot(*points, linewidth=1.5, markersize=5, markerfacecolor="white", clip_on=False, **MODES[mode])
     lost = "right answers lost" if tables.by_answers(profile) else "replies changed"
@@ -66,7 +69,11 @@ def draw_second_stage(figure: Figure, profile: Profile) -> None:
 
 
 def _present(profile: Profile) -> list[str]:
-    return [mode for mode in MODES if any(run.mode == mode for run in profile.evidence.isolated)]
+    return [mode for mode in MODES if any(_name(run) == mode for run in profile.evidence.isolated)]
+
+
+def _name(run: Isolated) -> str:
+    return f"{run.mode}, own scores" if run.scored_by == "own" else run.mode
 
 
 def _row(run: Isolated) -> tuple[str, ...]:
