@@ -156,25 +156,16 @@ def detect_stages(
     fit = _fit(entropy[:-1])
     ratio = contrast(kl)
     why_not = _unstable(fit, ratio, samples, null, limits)
-    valley = Witness(curve="visual entropy", layer=fit.valley, says=f"has its valley at layer {fit.valley}")
-    onset = Witness(curve="visual entropy", layer=max(1, fit.onset), says=f"leaves its plateau at layer {fit.onset}")
-    witnesses: dict[Literal["ivr", "ssr"], tuple[Witness, ...]] = {
-        "ivr": (
-            onset,
-            *_seen(lambda curve: end_of_alignment(curve, "text entropy", limits), _but_last(text_entropy, layers)),
-            *_seen(
-                lambda curve: end_of_alignment(curve, "attention", limits),
-                checked("attention_to_visual", attention_to_visual, layers),
-            ),
-            *_seen(lambda curve: end_of_heavy_layers(curve, limits), kl),
-        ),
-        "ssr": (
-            valley,
-            *_seen(lambda curve: harmless_freeze(curve, limits), suffix),
-            *_seen(lambda curve: token_decided(curve, limits), checked("maturity", maturity, layers + 1)),
-            *_seen(lambda curve: flow_dried_up(curve, limits), checked("flow", flow, layers)),
-        ),
-    }
+    witnesses = _heard(
+        fit,
+        limits,
+        text=_but_last(text_entropy, layers),
+        attention=checked("attention_to_visual", attention_to_visual, layers),
+        layer_kl=kl,
+        suffix_kl=suffix,
+        maturity=checked("maturity", maturity, layers + 1),
+        flow=checked("flow", flow, layers),
+    )
     if why_not:
         return _fallback(layers, fit, ratio, why_not, witnesses)
     ssr = max(2, min(fit.valley, layers - 1))
@@ -292,6 +283,36 @@ def _unstable(fit: _Fit, ratio: float | None, samples: ArrayLike | None, null: N
         beside = "random weights reach 28" if random is None else f"the same model with random weights has {random:.0f}"
         return f"the heaviest early layer is worth {ratio:.0f} times a late one, and {beside}"
     return ""
+
+
+def _heard(
+    fit: _Fit,
+    limits: Limits,
+    *,
+    text: Curve | None,
+    attention: Curve | None,
+    layer_kl: Curve | None,
+    suffix_kl: Curve | None,
+    maturity: Curve | None,
+    flow: Curve | None,
+) -> dict[Literal["ivr", "ssr"], tuple[Witness, ...]]:
+    """What each curve that was measured says about the ends of Stage I and Stage II."""
+    valley = Witness(curve="visual entropy", layer=fit.valley, says=f"has its valley at layer {fit.valley}")
+    onset = Witness(curve="visual entropy", layer=max(1, fit.onset), says=f"leaves its plateau at layer {fit.onset}")
+    return {
+        "ivr": (
+            onset,
+            *_seen(lambda curve: end_of_alignment(curve, "text entropy", limits), text),
+            *_seen(lambda curve: end_of_alignment(curve, "attention", limits), attention),
+            *_seen(lambda curve: end_of_heavy_layers(curve, limits), layer_kl),
+        ),
+        "ssr": (
+            valley,
+            *_seen(lambda curve: harmless_freeze(curve, limits), suffix_kl),
+            *_seen(lambda curve: token_decided(curve, limits), maturity),
+            *_seen(lambda curve: flow_dried_up(curve, limits), flow),
+        ),
+    }
 
 
 def _but_last(text_entropy: ArrayLike | None, layers: int) -> Curve | None:
