@@ -241,7 +241,7 @@ def test_debug_shows_the_traceback(halfv):
         (["--k", "many"], "--k is 'many'"),
         (["--k", "2.5"], "--k is '2.5'"),
         (["--k", "-1"], "--k is '-1'"),
-        (["--max-drop", 0.02, "--samples", 20], "149 are needed"),
+        (["--max-drop", 0.02, "--samples", 20], "228 are needed"),
     ],
 )
 def test_goals_that_make_no_sense(check, options, fragment):

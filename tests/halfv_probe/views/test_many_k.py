@@ -42,8 +42,8 @@ def test_any_number_of_panels_fits(ks):
 
 
 def test_the_title_names_the_valley():
-    valley = {curve: dict(mean=[3.0, 2.0, 1.0, 2.0, 2.0], std=[]) for curve in CURVES}
-    rising = {curve: dict(mean=[3.0, 2.0, 1.0, 2.0, 0.5], std=[]) for curve in CURVES}
+    valley = {curve: dict(mean=[3.0, 2.0, 1.0, 2.0, 2.0], std=[0.0] * 5) for curve in CURVES}
+    rising = {curve: dict(mean=[3.0, 2.0, 1.0, 2.0, 0.5], std=[0.0] * 5) for curve in CURVES}
     figure = drawn(draw_many_k, made_up(4, 1, 2, entropy_by_k={"3": valley, "5": rising}), [3, 5])
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles == [
