@@ -149,7 +149,7 @@ class Prefill:
         cached = arguments.get("use_cache")
         cached = getattr(family.text.config, "use_cache", True) if cached is None else cached
         splits = arguments.get("attention_mask") is None and arguments.get("past_key_values") is None and not cached
-        packed = packed_rows(whole[:, -ids.shape[1] :], arguments.get("position_ids"), mask, splits)
+        packed = packed_rows(visual, whole[:, -ids.shape[1] :], arguments.get("position_ids"), mask, splits)
         return cls(family, fidelity, kernel, visual, whole, stages, min_visual_tokens, packed)
 
     def enter(self, index: int, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
@@ -310,18 +310,21 @@ def ends_in_visual(visual: Tensor, last: Tensor) -> Tensor:
     return visual.gather(1, last[:, None])[:, 0]
 
 
-def packed_rows(real: Tensor, positions: Tensor | None, mask: Tensor | None, splits: bool) -> Tensor:
+def packed_rows(
+    visual: Tensor, real: Tensor, positions: Tensor | None, mask: Tensor | None, splits: bool
+) -> Tensor:
     """Which rows hold several samples: [B] bool.
 
-    Their positions restart: those of the text where the model is given rows of its own for them, else those of time,
-    which stand still in a picture and never fall. Some trainers number a row's samples in its mask.
+    Their positions restart: a token is placed before one that it follows. Positions in a grid fall in every picture,
+    and the time of a video runs ahead of the text behind it; but none of the three is ever below that of earlier text.
+    Some trainers number a row's samples in its mask.
 
     Parameters
     ----------
-    real : (B, S) bool Tensor
-        All new tokens but padding, whose positions mean nothing.
+    visual, real : (B, S) bool Tensor
+        Visual tokens; all new tokens but padding, whose positions mean nothing.
     positions : (B or 1, S) or (3 or 4, B or 1, S) Tensor or None
-        As the model is given them.
+        As the model is given them: of tokens, of time, height and width, or of both, those of tokens first.
     mask : (B, P + S) Tensor or None
     splits : bool
         There is neither mask nor cache. Then transformers takes any step but 1 for the start of another sample.
@@ -331,12 +334,13 @@ def packed_rows(real: Tensor, positions: Tensor | None, mask: Tensor | None, spl
         packed = (mask.to(real.device).long() > 1).any(1)
     if positions is None:
         return packed
-    steps = (positions if positions.ndim == 2 else positions[0]).to(real.device).long().expand(len(real), -1)
-    tops = steps.masked_fill(~real, -1).cummax(1).values
-    packed = packed | ((steps < tops) & real).any(1)
-    if splits and (positions.ndim == 2 or len(positions) == 4):
-        packed = packed | (steps.diff(dim=1) != 1).any(1)
-    return packed
+    grid = positions.ndim == 3 and len(positions) == 3
+    places = positions if positions.ndim == 2 else positions.amin(0) if grid else positions[0]
+    places = places.to(real.device).long().expand(len(real), -1)
+    anchors = real & ~visual if grid else real
+    tops = places.masked_fill(~anchors, torch.iinfo(torch.long).min).cummax(1).values
+    packed = packed | ((places < tops) & real).any(1)
+    return packed | (places.diff(dim=1) != 1).any(1) if splits and not grid else packed
 
 
 def last_position(real: Tensor) -> Tensor:
