@@ -310,9 +310,7 @@ def ends_in_visual(visual: Tensor, last: Tensor) -> Tensor:
     return visual.gather(1, last[:, None])[:, 0]
 
 
-def packed_rows(
-    visual: Tensor, real: Tensor, positions: Tensor | None, mask: Tensor | None, splits: bool
-) -> Tensor:
+def packed_rows(visual: Tensor, real: Tensor, positions: Tensor | None, mask: Tensor | None, splits: bool) -> Tensor:
     """Which rows hold several samples: [B] bool.
 
     Their positions restart: a token is placed before one that it follows. Positions in a grid fall in every picture,
