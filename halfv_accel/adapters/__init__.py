@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -30,8 +32,9 @@ def family_of(model: nn.Module) -> Family:
     HalfVError
         If the model has other parts.
     """
-    if not isinstance(model, PreTrainedModel) and hasattr(model, "get_base_model"):
-        model = model.get_base_model()
+    inner: Any = getattr(model, "get_base_model", None)
+    if not isinstance(model, PreTrainedModel) and callable(inner):
+        model = inner()
     whole = isinstance(model, PreTrainedModel)  # a wrapper passes attributes through, and its forward is another
     name = next((cls.__name__ for cls in type(model).__mro__ if cls.__name__ in FAMILIES), None)
     if not whole or (name is None and not could_fit(model)):

@@ -19,7 +19,6 @@ from halfv_accel.engine.masks import Kernel, kernel_of
 from halfv_accel.errors import HalfVError
 from halfv_accel.plan import Plan
 
-
 PACKED = (
     "packs several samples into a row (positions that restart, or a mask that counts samples), and HalfV chooses for a "
     "row as a whole: give each sample a row of its own, padded"

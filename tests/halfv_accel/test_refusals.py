@@ -106,6 +106,17 @@ def test_prompts(mini, monkeypatch):
         refusal(lambda: model(**{**inputs, "attention_mask": short}), "covers .* tokens, but .* hold")
 
 
+def test_the_sentence_names_what_the_user_can_change(mini, monkeypatch):
+    """input_ids were given, so they are not asked for; a cache makes the mask, so the cache is named."""
+    model, inputs = mini.model(), mini.batch([mini.prompt(0)])
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    static = StaticCache(config=model.config, max_cache_len=64)
+    with accelerate(model, PLAN):
+        untouched_forward(model, monkeypatch)
+        refusal(lambda: model.generate(**inputs, inputs_embeds=embeds), "leave inputs_embeds out")
+        refusal(lambda: model.generate(**inputs, past_key_values=static), "StaticCache .*leave out past_key_values")
+
+
 def test_embeddings_behind_a_cache(mini):
     """Several at once may be a picture; one is a generated token."""
     model = mini.model()
