@@ -113,8 +113,11 @@ def test_the_sentence_names_what_the_user_can_change(mini, monkeypatch):
     static = StaticCache(config=model.config, max_cache_len=64)
     with accelerate(model, PLAN):
         untouched_forward(model, monkeypatch)
-        refusal(lambda: model.generate(**inputs, inputs_embeds=embeds), "leave inputs_embeds out")
-        refusal(lambda: model.generate(**inputs, past_key_values=static), "StaticCache .*leave out past_key_values")
+        refusal(lambda: model.generate(**inputs, inputs_embeds=embeds, max_new_tokens=2), "leave inputs_embeds out")
+        refusal(
+            lambda: model.generate(**inputs, past_key_values=static, max_new_tokens=2),
+            "StaticCache .*leave out past_key_values",
+        )
 
 
 def test_embeddings_behind_a_cache(mini):
