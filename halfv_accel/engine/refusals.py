@@ -179,13 +179,14 @@ def check_packing(arguments: Mapping[str, Any]) -> None:
         raise HalfVError(f"{given[0]} {PACKED}")
 
 
-def check_prompt(ends_in_visual: Sequence[bool], packed: Sequence[bool]) -> None:
-    """Refuse several samples in a row, and a prompt that ends in a visual token.
-
-    A row has one budget, and its last text token is what visual tokens are scored with.
-    """
+def check_rows(packed: Sequence[bool]) -> None:
+    """Refuse several samples in a row: it has one budget, and one last token that visual tokens are scored with."""
     if any(packed):
-        raise HalfVError(f"row {list(packed).index(True)} of the batch {PACKED}")
+        raise HalfVError(f"row {[bool(several) for several in packed].index(True)} of the batch {PACKED}")
+
+
+def check_prompt(ends_in_visual: Sequence[bool]) -> None:
+    """Refuse a prompt that ends in a visual token: the last text token is what visual tokens are scored with."""
     if any(ends_in_visual):
         row = [bool(ends) for ends in ends_in_visual].index(True)
         raise HalfVError(

@@ -231,7 +231,8 @@ class Run:
         kernel = refusals.check_prefill(self.family, self.plan, arguments)
         plan = self.plan
         prefill = Prefill.of(self.family, plan.fidelity, kernel, arguments, plan.stages, plan.min_visual_tokens)
-        refusals.check_prompt(prefill.ends_in_visual, prefill.packed)
+        refusals.check_rows(prefill.packed)
+        refusals.check_prompt(prefill.ends_in_visual)
         return prefill
 
     def _untouched(self, arguments: dict[str, Any]) -> Prefill | None:
