@@ -94,6 +94,11 @@ class Plan:
         for before, after in pairwise(self.stages):
             _check_order(before, after)
 
+    @property
+    def keeps_everything(self) -> bool:
+        """Is nothing ever taken away, so that nothing has to be refused?"""
+        return all(stage.retention == 1 for stage in self.stages)
+
     def spares(self, visual: int) -> bool:
         """Is a prompt with so few visual tokens left alone?"""
         return visual < self.min_visual_tokens

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -23,11 +25,16 @@ FAMILIES: dict[str, type[Family]] = {
 def family_of(model: nn.Module) -> Family:
     """The adapter for a model. A class without one gets the usual adapter if its parts have the usual places.
 
+    Of a PEFT model it is that of the model inside, which holds the adapter layers and runs in every call.
+
     Raises
     ------
     HalfVError
         If the model has other parts.
     """
+    inner: Any = getattr(model, "get_base_model", None)
+    if not isinstance(model, PreTrainedModel) and callable(inner):
+        model = inner()
     whole = isinstance(model, PreTrainedModel)  # a wrapper passes attributes through, and its forward is another
     name = next((cls.__name__ for cls in type(model).__mro__ if cls.__name__ in FAMILIES), None)
     if not whole or (name is None and not could_fit(model)):

@@ -40,13 +40,19 @@ class Family:
         self.core = model.model
         self.text = self.core.language_model
         self.layers: nn.ModuleList = self.text.layers
-        # The class's signature: tools that offload weights replace `forward` on the instance.
-        self._signature = inspect.signature(type(self.core).forward)
+        # The classes' signatures: tools that offload weights replace `forward` on the instance.
+        self._whole, self._signature = (
+            inspect.signature(type(getattr(part, "_orig_mod", part)).forward)  # torch.compile's wrapper has none
+            for part in (self.model, self.core)
+        )
 
     def core_arguments(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of the core's forward by name, whether they came by position or by keyword."""
-        bound = self._signature.bind_partial(None, *args, **kwargs).arguments
-        return {**bound, **bound.pop("kwargs", {})}
+        return by_name(self._signature, args, kwargs)
+
+    def arguments(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The same of the whole model's forward."""
+        return by_name(self._whole, args, kwargs)
 
     def modalities(self, arguments: Mapping[str, Any]) -> set[str]:
         """Modalities whose features this forward carries, as pixels or, from `generate`, encoded already.
@@ -140,6 +146,12 @@ class Family:
             return heads
         cos, sin = (table.to(heads.device) for table in rotary)
         return sys.modules[type(attention).__module__].apply_rotary_pos_emb(heads, heads, cos, sin)[0]
+
+
+def by_name(signature: inspect.Signature, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a method by name, those of its ``**kwargs`` among the others."""
+    bound = signature.bind_partial(None, *args, **kwargs).arguments
+    return {**bound, **bound.pop("kwargs", {})}
 
 
 def grouped(query: Tensor, kv_heads: int) -> Tensor:

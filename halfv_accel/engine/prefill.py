@@ -84,6 +84,8 @@ class Prefill:
         Those that `enter` runs by itself.
     min_visual_tokens : int
         Rows with fewer keep all that they have.
+    packed : (B,) bool Tensor, optional
+        Rows that hold several samples.
 
     Attributes
     ----------
@@ -94,6 +96,8 @@ class Prefill:
         device is waited for once before the forward, and once for each choice of tokens.
     ends_in_visual : list of bool
         Is a row's last token a visual one?
+    packed : list of bool
+        Does a row with visual tokens hold several samples?
     """
 
     def __init__(
@@ -105,6 +109,7 @@ class Prefill:
         mask: Tensor,
         stages: tuple[Stage, ...] = (),
         min_visual_tokens: int = 0,
+        packed: Tensor | None = None,
     ) -> None:
         self.family, self.fidelity, self.kernel, self.stages = family, fidelity, kernel, stages
         self.min_visual_tokens = min_visual_tokens
@@ -114,8 +119,9 @@ class Prefill:
         self.active = self.alive = real
         self.last = last_position(real)
         ends = ends_in_visual(visual, self.last)
-        facts = torch.stack([self.visual.sum(1), real.sum(1), past.sum(1), ends.long()]).tolist()
-        self.counts, tokens, earlier, self.ends_in_visual = facts
+        packed = torch.zeros_like(ends) if packed is None else packed & self.visual.any(1)
+        facts = torch.stack([self.visual.sum(1), real.sum(1), past.sum(1), ends.long(), packed.long()]).tolist()
+        self.counts, tokens, earlier, self.ends_in_visual, self.packed = facts
         self.text = [total - seen for total, seen in zip(tokens, self.counts, strict=True)]
         self.past_valid = None if min(earlier) == past.shape[1] else past
         self.valid = None if self.past_valid is None and min(tokens) == real.shape[1] else mask
@@ -138,9 +144,13 @@ class Prefill:
         """From the arguments of the core's forward."""
         ids: Tensor = arguments["input_ids"]
         mask = arguments.get("attention_mask")
-        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device).bool()
+        whole = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device).bool()
         visual = family.visual_positions(ids, family.modalities(arguments))
-        return cls(family, fidelity, kernel, visual, mask, stages, min_visual_tokens)
+        cached = arguments.get("use_cache")
+        cached = getattr(family.text.config, "use_cache", True) if cached is None else cached
+        splits = arguments.get("attention_mask") is None and arguments.get("past_key_values") is None and not cached
+        packed = packed_rows(visual, whole[:, -ids.shape[1] :], arguments.get("position_ids"), mask, splits)
+        return cls(family, fidelity, kernel, visual, whole, stages, min_visual_tokens, packed)
 
     def enter(self, index: int, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """Before decoder layer `index`: run its stages, then reduce its arguments if anything was taken away."""
@@ -298,6 +308,37 @@ def on_device(values: list[Any], device: torch.device) -> Tensor:
 def ends_in_visual(visual: Tensor, last: Tensor) -> Tensor:
     """Is the token at a row's last position a visual one? [B] bool."""
     return visual.gather(1, last[:, None])[:, 0]
+
+
+def packed_rows(visual: Tensor, real: Tensor, positions: Tensor | None, mask: Tensor | None, splits: bool) -> Tensor:
+    """Which rows hold several samples: [B] bool.
+
+    Their positions restart: a token is placed before one that it follows. Positions in a grid fall in every picture,
+    and the time of a video runs ahead of the text behind it; but none of the three is ever below that of earlier text.
+    Some trainers number a row's samples in its mask.
+
+    Parameters
+    ----------
+    visual, real : (B, S) bool Tensor
+        Visual tokens; all new tokens but padding, whose positions mean nothing.
+    positions : (B or 1, S) or (3 or 4, B or 1, S) Tensor or None
+        As the model is given them: of tokens, of time, height and width, or of both, those of tokens first.
+    mask : (B, P + S) Tensor or None
+    splits : bool
+        There is neither mask nor cache. Then transformers takes any step but 1 for the start of another sample.
+    """
+    packed = torch.zeros_like(real[:, 0])
+    if mask is not None and not mask.is_floating_point():
+        packed = (mask.to(real.device).long() > 1).any(1)
+    if positions is None:
+        return packed
+    grid = positions.ndim == 3 and len(positions) == 3
+    places = positions if positions.ndim == 2 else positions.amin(0) if grid else positions[0]
+    places = places.to(real.device).long().expand(len(real), -1)
+    anchors = real & ~visual if grid else real
+    tops = places.masked_fill(~anchors, torch.iinfo(torch.long).min).cummax(1).values
+    packed = packed | ((places < tops) & real).any(1)
+    return packed | (places.diff(dim=1) != 1).any(1) if splits and not grid else packed
 
 
 def last_position(real: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
@@ -18,14 +19,18 @@ from halfv_accel.engine.masks import Kernel, kernel_of
 from halfv_accel.errors import HalfVError
 from halfv_accel.plan import Plan
 
+PACKED = (
+    "packs several samples into a row (positions that restart, or a mask that counts samples), and HalfV chooses for a "
+    "row as a whole: give each sample a row of its own, padded"
+)
+
 
 def check_model(family: Family, plan: Plan) -> None:
     """Refuse a model in a state in which its forward could not be reduced."""
-    model = family.model
-    check_evaluating(model)
+    if plan.keeps_everything:
+        return
+    check_evaluating(family.model)
     check_attention(family, plan)
-    if any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()):
-        raise HalfVError("the model is compiled, and a compiled forward cannot change its length: load it again")
     reason = why_not(DynamicCache(config=family.text.config))
     if reason is not None:
         raise HalfVError(f"this model's own cache is not supported: {reason}")
@@ -70,6 +75,12 @@ def check_generate(model: Any, args: tuple, kwargs: Mapping[str, Any]) -> None:
         values = (given.get(name), *(getattr(config, name, None) for config in configs))
         return next((value for value in values if value is not None), None)
 
+    embeds = given.get("inputs_embeds")
+    if embeds is not None and embeds.shape[1] > 1:
+        raise HalfVError(
+            "generate(inputs_embeds=...) takes the prompt from embeddings, in which visual tokens cannot be told from "
+            "others: leave inputs_embeds out, and pass input_ids with the pictures' pixels"
+        )
     if setting("use_cache") is False:
         raise HalfVError(
             "generate(use_cache=False) would choose visual tokens anew for every generated token: leave use_cache on"
@@ -93,8 +104,8 @@ def check_generate(model: Any, args: tuple, kwargs: Mapping[str, Any]) -> None:
         )
 
 
-def check_forward(family: Family, core: nn.Module, arguments: Mapping[str, Any], first: int) -> None:
-    """Refuse a forward, of a prefill or of new tokens, that does not belong to this model and this plan."""
+def check_forward(family: Family, core: nn.Module, arguments: Mapping[str, Any]) -> None:
+    """Refuse a forward, of a prefill or of new tokens, that does not belong to this model."""
     if core is not family.core:
         raise HalfVError(
             "a replica of the accelerated model was called, as DataParallel makes them: "
@@ -102,12 +113,16 @@ def check_forward(family: Family, core: nn.Module, arguments: Mapping[str, Any],
         )
     if arguments.get("cache") is not None:
         refuse_continuous_batching()
-    cache, embeds = arguments.get("past_key_values"), arguments.get("inputs_embeds")
+    embeds = arguments.get("inputs_embeds")
     if arguments.get("input_ids") is None and embeds is not None and embeds.shape[1] > 1:
         raise HalfVError(
             "several tokens came as inputs_embeds without input_ids, which say where visual tokens are: "
             "pass input_ids and pixel_values"
         )
+
+
+def check_cache(cache: Any, first: int) -> None:
+    """Refuse to go on with a cache that another plan has reduced, or a failed forward left in disorder."""
     if broken_off(cache):
         raise HalfVError("a forward into this cache broke off in the middle: start again with an empty cache")
     if any(reduced_layer(cache, layer) is not None for layer in range(first)):
@@ -120,7 +135,12 @@ def check_forward(family: Family, core: nn.Module, arguments: Mapping[str, Any],
 def check_prefill(family: Family, plan: Plan, arguments: Mapping[str, Any]) -> Kernel:
     """Refuse a visual prefill that could not be reduced exactly, and tell the kind of mask that it takes."""
     check_evaluating(family.core)
+    check_recording()
     kernel = check_attention(family, plan)
+    cache = arguments.get("past_key_values")
+    reason = why_not(cache)  # before the mask: generate makes another kind of mask for another kind of cache
+    if reason is not None:
+        raise HalfVError(reason)
     if arguments.get("input_ids") is None:
         raise HalfVError("the pictures came without input_ids, which say where the visual tokens are: pass them")
     if _asks(family, arguments, "output_attentions"):
@@ -128,21 +148,41 @@ def check_prefill(family: Family, plan: Plan, arguments: Mapping[str, Any]) -> K
             "output_attentions would return maps of different sizes for different layers: "
             "leave it out, or call the model outside accelerate(...)"
         )
+    check_packing(arguments)
     mask = arguments.get("attention_mask")
     if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
         raise HalfVError(
             "attention_mask is not of shape [batch, sequence], and HalfV cannot tell padding from it: pass a 2-D mask"
         )
-    cache = arguments.get("past_key_values")
-    reason = why_not(cache)
-    if reason is not None:
-        raise HalfVError(reason)
     length = arguments["input_ids"].shape[1] + (0 if cache is None else cache.get_seq_length())
     if mask is not None and mask.shape[1] != length:
         raise HalfVError(
             f"attention_mask covers {mask.shape[1]} tokens, but cache and prompt hold {length}: pass one entry for each"
         )
     return kernel
+
+
+def check_recording() -> None:
+    """Refuse to be recorded: a recording would repeat one prompt's choice of tokens for every other prompt."""
+    capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+    if torch.jit.is_tracing() or torch.compiler.is_exporting() or capturing:
+        raise HalfVError(
+            "torch.jit.trace, torch.export and CUDA graphs record one prompt's choice of visual tokens for all others: "
+            "call the model as it is, or record it outside accelerate(...)"
+        )
+
+
+def check_packing(arguments: Mapping[str, Any]) -> None:
+    """Refuse the arguments that flash attention takes of packed rows; they say nothing of a reduced row."""
+    given = [name for name in ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx") if arguments.get(name) is not None]
+    if given:
+        raise HalfVError(f"{given[0]} {PACKED}")
+
+
+def check_rows(packed: Sequence[bool]) -> None:
+    """Refuse several samples in a row: it has one budget, and one last token that visual tokens are scored with."""
+    if any(packed):
+        raise HalfVError(f"row {[bool(several) for several in packed].index(True)} of the batch {PACKED}")
 
 
 def check_prompt(ends_in_visual: Sequence[bool]) -> None:

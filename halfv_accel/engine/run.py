@@ -13,18 +13,18 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
 from torch import Tensor, nn
 
 from halfv_accel.adapters import Family, check_projections, family_of
 from halfv_accel.engine import refusals
+from halfv_accel.engine.bypass import check_alone, check_layers, inside, refuse_bypass
 from halfv_accel.engine.cache import reduced_layer, set_open
 from halfv_accel.engine.masks import decode_mask
 from halfv_accel.engine.prefill import Prefill
@@ -40,8 +40,8 @@ def accelerate(model: nn.Module, plan: Plan | Profile | str | os.PathLike[str]) 
 
     Parameters
     ----------
-    model : PreTrainedModel
-        An unmodified transformers model of a supported architecture, in evaluation mode.
+    model : PreTrainedModel or PeftModel
+        An unmodified transformers model of a supported architecture, in evaluation mode, or PEFT's around one.
     plan : Plan, Profile, path or str
         A profile is checked against the model first. A str that ends in .json, has a folder in it or names a file is
         the path of one; any other is a plan in words, such as "ivr:2:0.25,sparse:21:0.05", or "paper": the model's row
@@ -65,6 +65,7 @@ def accelerate(model: nn.Module, plan: Plan | Profile | str | os.PathLike[str]) 
     ([1024], [256])
     """
     family = family_of(model)
+    model = family.model
     if isinstance(plan, str) and not _is_path(plan):
         plan = named_plan(plan, model)
     elif isinstance(plan, (str, os.PathLike)):
@@ -120,6 +121,9 @@ class Run:
         with ExitStack() as stack:
             stack.callback(wake_newest, core)
             guard(self.family.model, stack)
+            whole = self.family.model
+            stack.callback(whole.register_forward_pre_hook(self._called).remove)
+            stack.callback(whole.register_forward_hook(self._answered, with_kwargs=True).remove)
             stack.callback(core.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
             stack.callback(core.register_forward_hook(self._end, always_call=True).remove)
             for index in range(self.first, len(self.family.layers)):
@@ -183,6 +187,26 @@ class Run:
         """The accelerated forward that this thread is in."""
         return getattr(self._thread, "forward", None)
 
+    @property
+    def prefills(self) -> int:
+        """Forwards with visual features that have begun in this thread."""
+        return getattr(self._thread, "prefills", 0)
+
+    def check_reached(self, before: int, arguments: Mapping[str, Any]) -> None:
+        """Refuse the result of a call with pictures in which no prefill has begun; `before` is what had."""
+        if not self.dormant and self.prefills == before and self.family.modalities(arguments):
+            refuse_bypass("the model")
+
+    def _called(self, model: nn.Module, args: tuple) -> None:
+        """Before a forward of the whole model."""
+        self._thread.before = None if self.dormant else self.prefills
+
+    def _answered(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        """After a forward of the whole model: did it pass the core's hooks?"""
+        before, self._thread.before = getattr(self._thread, "before", None), None
+        if before == self.prefills:
+            self.check_reached(before, self.family.arguments(args, kwargs))
+
     def _begin(self, core: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Before a forward: is it a prefill with visual features, and can it be reduced?"""
         self._leave_forward()  # Ctrl-C leaves a forward without its end
@@ -191,10 +215,13 @@ class Run:
             self._busy.pop(threading.get_ident(), None)
             return
         arguments = self.family.core_arguments(args, kwargs)
-        refusals.check_forward(self.family, core, arguments, self.first)
         cache, prefill = arguments.get("past_key_values"), None
+        if not self.plan.keeps_everything:
+            refusals.check_forward(self.family, core, arguments)
+        refusals.check_cache(cache, self.first)
         if self.family.modalities(arguments):
-            prefill = self._prefill(arguments)
+            self._thread.prefills = self.prefills + 1
+            prefill = self._untouched(arguments) if self.plan.keeps_everything else self._prefill(arguments)
         else:
             self._note_text_only(arguments)
         set_open(cache, True)
@@ -204,15 +231,27 @@ class Run:
         kernel = refusals.check_prefill(self.family, self.plan, arguments)
         plan = self.plan
         prefill = Prefill.of(self.family, plan.fidelity, kernel, arguments, plan.stages, plan.min_visual_tokens)
+        refusals.check_rows(prefill.packed)
         refusals.check_prompt(prefill.ends_in_visual)
         return prefill
+
+    def _untouched(self, arguments: dict[str, Any]) -> Prefill | None:
+        """A prefill that only counts, whatever mask and cache it has; None where it cannot even do that."""
+        ids = arguments.get("input_ids")
+        if ids is None:
+            self.last = None
+            return None
+        plain = {**arguments, "attention_mask": None, "position_ids": None}
+        return Prefill.of(self.family, self.plan.fidelity, "sdpa", plain, self.plan.stages)
 
     def _end(self, core: nn.Module, args: tuple, output: Any) -> None:
         """After a forward, also a failed one."""
         forward = self._leave_forward()
-        report = None if forward is None or forward.prefill is None else forward.prefill.report
-        if report is not None and len(report.stages) == len(self.plan.stages):
-            self.last = report
+        if forward is None or forward.prefill is None or output is None:
+            return
+        depth = min(len(self.family.layers), self.family.text.config.num_hidden_layers)
+        check_layers(forward.entered, self.first, depth)
+        self.last = forward.prefill.report
 
     def _leave_forward(self) -> Forward | None:
         """Close the caches of this thread's forward, and forget it."""
@@ -234,12 +273,13 @@ class Forward:
     """A forward of the core in one thread, under the run that was awake when it began.
 
     ``masks`` are those that layers with shortened caches were given, by what determines them: one for each way in which
-    a prefill has shortened layers, whatever the number of layers.
+    a prefill has shortened layers, whatever the number of layers. ``entered`` are the layers whose hooks have run.
     """
 
     prefill: Prefill | None
     cache: Any
     masks: dict[Any, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
+    entered: list[int] = field(default_factory=list)
 
 
 class LayerHooks:
@@ -251,7 +291,10 @@ class LayerHooks:
     def enter(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         forward = self.run.forward
         if forward is None:
+            if self.index == self.run.first and not self.run.dormant:
+                check_alone(self.run.family.core, self.run.family.text)
             return None
+        forward.entered.append(self.index)
         reduced = None if forward.prefill is None else forward.prefill.enter(self.index, args, kwargs)
         return self._all(forward, args, kwargs) if reduced is None else reduced
 
@@ -282,16 +325,6 @@ def wake_newest(core: nn.Module) -> None:
         run.dormant = run not in awake
 
 
-def inside(core: nn.Module) -> bool:
-    """Is this thread in the middle of a forward of the core? Its own stack tells, also behind a Ctrl-C."""
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        if frame.f_code.co_name == "_call_impl" and frame.f_locals.get("self") is core:
-            return True
-        frame = frame.f_back
-    return False
-
-
 def runs_on(core: nn.Module) -> list[Run]:
     """Installed runs, oldest first."""
     owners = [getattr(hook, "__self__", None) for hook in list(core._forward_pre_hooks.values())]
@@ -313,9 +346,15 @@ class Guard:
         functools.update_wrapper(self, self.original)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if runs_on(self.model.model):  # somebody may have kept it beyond its block
+        run = next((run for run in runs_on(self.model.model) if not run.dormant), None)
+        if run is None:  # somebody may have kept it beyond its block
+            return self.original(*args, **kwargs)
+        if not run.plan.keeps_everything:
             self.check(self.model, args, kwargs)
-        return self.original(*args, **kwargs)
+        before = run.prefills
+        result = self.original(*args, **kwargs)
+        run.check_reached(before, kwargs)
+        return result
 
 
 def guard(model: Any, stack: ExitStack) -> None:

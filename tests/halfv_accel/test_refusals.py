@@ -106,6 +106,20 @@ def test_prompts(mini, monkeypatch):
         refusal(lambda: model(**{**inputs, "attention_mask": short}), "covers .* tokens, but .* hold")
 
 
+def test_the_sentence_names_what_the_user_can_change(mini, monkeypatch):
+    """input_ids were given, so they are not asked for; a cache makes the mask, so the cache is named."""
+    model, inputs = mini.model(), mini.batch([mini.prompt(0)])
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    static = StaticCache(config=model.config, max_cache_len=64)
+    with accelerate(model, PLAN):
+        untouched_forward(model, monkeypatch)
+        refusal(lambda: model.generate(**inputs, inputs_embeds=embeds, max_new_tokens=2), "leave inputs_embeds out")
+        refusal(
+            lambda: model.generate(**inputs, past_key_values=static, max_new_tokens=2),
+            "StaticCache .*leave out past_key_values",
+        )
+
+
 def test_embeddings_behind_a_cache(mini):
     """Several at once may be a picture; one is a generated token."""
     model = mini.model()
@@ -130,9 +144,6 @@ def test_models(mini):
     refusal(lambda: accelerate(bert, PLAN), "BertModel.*LlavaForConditionalGeneration.*Qwen2_5_VL")
     refusal(lambda: accelerate(torch.compile(model), PLAN), "not wrapped or compiled")
     refusal(lambda: accelerate(copy.deepcopy(model).train(), PLAN), r"model\.eval\(\)")
-    compiled = copy.deepcopy(model)
-    compiled.model.language_model.layers[1].compile(backend="eager")
-    refusal(lambda: accelerate(compiled, PLAN), "compiled")
     refusal(lambda: accelerate(model, halfv_plan(ivr_layer=6, ivr_retention=0.5)), "the model has 6 layers")
     refusal(lambda: accelerate(model, {"ivr": 2}), "dict is not a plan")
     refusal(lambda: accelerate(model, "missing.json"), "missing.json does not exist")
