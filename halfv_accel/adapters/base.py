@@ -10,10 +10,13 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from halfv_accel.adapters.ranks import Ranks, ranks_of
 
 Rotary = tuple[Tensor, Tensor]  # cos, sin: [B, S, head_dim]
 
@@ -42,6 +45,26 @@ class Family:
         self.layers: nn.ModuleList = self.text.layers
         # The class's signature: tools that offload weights replace `forward` on the instance.
         self._signature = inspect.signature(type(self.core).forward)
+
+    @cached_property
+    def ranks(self) -> Ranks | None:
+        """The processes that share this model by tensor parallelism, or None."""
+        return ranks_of(self.layers)
+
+    def all_heads(self, layer: Any, part: Tensor, kind: str = "q") -> Tensor:
+        """Entries of all heads, from those of this process's heads: [B, part of the heads, ...] -> [B, heads, ...].
+
+        Everything that has a head dimension passes through here before it is averaged over heads or compared. Where
+        the model is not divided, and where the projection gathers its heads itself, it is returned as it is.
+
+        Parameters
+        ----------
+        kind : {"q", "k", "v"}
+            Whose heads: a layer may have fewer of keys and values than of queries.
+        """
+        if self.ranks is None or part.shape[1] == heads_of(layer, kind):
+            return part
+        return self.ranks.joined(part)
 
     def core_arguments(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of the core's forward by name, whether they came by position or by keyword."""
@@ -140,6 +163,13 @@ class Family:
             return heads
         cos, sin = (table.to(heads.device) for table in rotary)
         return sys.modules[type(attention).__module__].apply_rotary_pos_emb(heads, heads, cos, sin)[0]
+
+
+def heads_of(layer: Any, kind: str) -> int:
+    """Heads of a layer's queries, keys or values, in all processes together."""
+    projection, size = getattr(layer.self_attn, f"{kind}_proj"), layer.self_attn.head_dim
+    rows = getattr(projection, "out_features", None)  # transformers leaves the whole width there, as torch does
+    return (projection.weight.shape[0] if rows is None else rows) // size
 
 
 def grouped(query: Tensor, kv_heads: int) -> Tensor:
