@@ -26,6 +26,7 @@ class Ranks:
     """The processes of one tensor-parallel group; all of them make the calls below, in the same order."""
 
     group: Any
+    device: torch.device  # where this process's part is
 
     @property
     def size(self) -> int:
@@ -43,11 +44,11 @@ class Ranks:
         torch.distributed.broadcast(sent, torch.distributed.get_global_rank(self.group, 0), group=self.group)
         return sent.to(own.dtype)
 
-    def largest(self, own: Tensor) -> Tensor:
-        """The largest of all ranks' numbers, place by place."""
-        largest = own.clone()
-        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, group=self.group)
-        return largest
+    def any(self, own: Tensor) -> Tensor:
+        """What is true in one of the processes at least, place by place."""
+        found = own.to(self.device, torch.uint8)
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=self.group)
+        return found.bool()
 
 
 def is_dtensor(value: Any) -> TypeGuard[Any]:
@@ -58,7 +59,10 @@ def is_dtensor(value: Any) -> TypeGuard[Any]:
 
 def ranks_of(module: nn.Module) -> Ranks | None:
     """The group among which the parameters of a module are divided; None if they are whole."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return None
     spread = next((parameter for parameter in module.parameters() if is_dtensor(parameter)), None)
     if spread is None or spread.device_mesh.size() == 1:
         return None
-    return Ranks(spread.device_mesh.get_group())
+    return Ranks(spread.device_mesh.get_group(), spread.to_local().device)

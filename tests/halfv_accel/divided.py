@@ -1,6 +1,6 @@
 """One process of several that share a model by tensor parallelism; run by test_tensor_parallel.py.
 
-    python -m torch.distributed.run --nproc-per-node 2 divided.py JOBS OUT
+python -m torch.distributed.run --nproc-per-node 2 divided.py JOBS OUT
 """
 
 import sys
