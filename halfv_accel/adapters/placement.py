@@ -12,7 +12,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from halfv_accel.adapters.base import Family, heads_of
 from halfv_accel.adapters.ranks import is_dtensor, ranks_of
@@ -36,6 +38,31 @@ def check_placement(family: Family) -> None:
     for index, layer in enumerate(family.layers):
         _check_stage(index, layer)
         _check_division(index, layer)
+
+
+def check_whole_prompt(family: Family) -> None:
+    """Refuse an attention that gathers keys from other processes, of which each has a part of the prompt.
+
+    Raises
+    ------
+    HalfVError
+    """
+    distributed, used = torch.distributed, family.text.config._attn_implementation
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    kernel = nn.functional.scaled_dot_product_attention  # which context_parallel(...) replaces
+    if (getattr(kernel, "__module__", None) or "").startswith("torch.distributed."):
+        raise HalfVError(
+            "context parallelism gives each process a part of the prompt, and a choice among a part is another choice: "
+            "leave the context_parallel(...) block, or the accelerate(...) block"
+        )
+    function = ALL_ATTENTION_FUNCTIONS.get(used)
+    origin = getattr(function, "__module__", None) or ""
+    if function is not None and distributed.get_world_size() > 1 and not origin.startswith("transformers."):
+        raise HalfVError(
+            f"attention implementation '{used}' is {origin}'s own, as in sequence parallelism (Ulysses), and a process "
+            "may see a part of the prompt only: leave it out, or the accelerate(...) block"
+        )
 
 
 def _check_fully_sharded(family: Family) -> None:

@@ -25,6 +25,7 @@ from halfv_accel.adapters.signature import signatures
 from halfv_accel.errors import HalfVError
 
 TOKENS = 4
+MASKED = ("sdpa", "eager")  # attention implementations that can be shown any mask
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}  # of the largest entry; a wrong formula is off by its own size
 HALF_PRECISION = 5e-2
 # What a layer's forward may take: these HalfV shortens, replaces, or can pass on as they are.
@@ -136,7 +137,7 @@ class Trial:
             raise TypeError(f"a layer returns a {type(result).__name__} and not a tensor")
         queries = self.family.queries(layer, given.states, given.rotary)
         keys, values = self.family.keys_and_values(layer, given.states, given.rotary)
-        attended = layer.self_attn.o_proj(_attend(queries, keys, values).to(given.states.dtype))
+        attended = layer.self_attn.o_proj(_attend(queries, keys, values, given.allowed).to(given.states.dtype))
         output = outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0]
         return {"keys": (keys, witness.keys), "values": (values, witness.values), "queries": (attended, output)}
 
@@ -145,7 +146,10 @@ class Trial:
         if (place, dtype) not in self._made:
             width, draw = self.family.text.config.hidden_size, torch.Generator().manual_seed(0)
             states = torch.randn(1, TOKENS, width, generator=draw).to(place, dtype)
-            self._made[place, dtype] = Inputs(states, _rotary(self.family, states), _causal(self.family, states))
+            used = self.family.text.config._attn_implementation
+            allowed = _allowed(used, states.device)
+            mask, rotary = _mask(used, allowed, dtype), _rotary(self.family, states)
+            self._made[place, dtype] = Inputs(states, rotary, allowed, mask)
         return self._made[place, dtype]
 
 
@@ -155,7 +159,8 @@ class Inputs:
 
     states: Tensor
     rotary: Rotary
-    mask: Tensor | None
+    allowed: Tensor  # [n, n] bool
+    mask: Tensor | None  # the same for the attention kernel
 
 
 def _dtype(family: Family, layer: nn.Module) -> torch.dtype:
@@ -189,21 +194,30 @@ def _rotary(family: Family, states: Tensor) -> Rotary:
     return family.text.rotary_emb(states, positions)
 
 
-def _causal(family: Family, states: Tensor) -> Tensor | None:
-    """A causal mask for the one kernel that does not make its own."""
-    if family.text.config._attn_implementation != "eager":
-        return None
-    least = torch.finfo(states.dtype).min
-    return torch.full((1, 1, TOKENS, TOKENS), least, dtype=states.dtype, device=states.device).triu(1)
+def _allowed(used: str, device: torch.device) -> Tensor:
+    """What each token may attend to: causal; where a mask can say so, the second is hidden from those behind it.
+
+    A mask without effect, as other tools' hooks can make it, would show frozen tokens to the text that comes before.
+    """
+    allowed = torch.ones(TOKENS, TOKENS, dtype=torch.bool, device=device).tril()
+    if used in MASKED:
+        allowed[2:, 1] = False
+    return allowed
 
 
-def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Causal softmax attention, written out: [1, n, heads * head_dim]."""
+def _mask(used: str, allowed: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """The same as the attention kernel wants it; flash attention is causal by itself."""
+    if used == "eager":
+        return torch.where(allowed, 0.0, torch.finfo(dtype).min).to(dtype)[None, None]
+    return allowed[None, None] if used in MASKED else None
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, allowed: Tensor) -> Tensor:
+    """Softmax attention, written out: [1, n, heads * head_dim]."""
     groups = queries.shape[1] // keys.shape[1]
     keys, values = (heads.repeat_interleave(groups, dim=1).float() for heads in (keys, values))
     logits = queries.float() @ keys.mT / math.sqrt(queries.shape[-1])
-    hidden = torch.ones(TOKENS, TOKENS, dtype=torch.bool, device=logits.device).triu(1)
-    return (logits.masked_fill(hidden, -torch.inf).softmax(-1) @ values).transpose(1, 2).flatten(2)
+    return (logits.masked_fill(~allowed, -torch.inf).softmax(-1) @ values).transpose(1, 2).flatten(2)
 
 
 def _differs(mine: Tensor, own: Tensor, tolerance: float | None) -> Tensor:

@@ -1,15 +1,43 @@
-"""One process of several that share a model by tensor parallelism; run by test_tensor_parallel.py.
+"""What one process of several computes that share a model by tensor parallelism; test_tensor_parallel.py starts them.
 
-python -m torch.distributed.run --nproc-per-node 2 divided.py JOBS OUT
+    python -m torch.distributed.run --nproc-per-node 2 divided.py JOBS OUT
+
+JOBS is a file of `torch.save`, {name: Job}; every process writes what `run` found to OUT, under its own number.
 """
 
+import os
 import sys
 import warnings
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-JOBS = "a file of torch.save: {name: (checkpoint folder, options of from_pretrained, {case: (plan, inputs)})}"
 NEW_TOKENS = 3
+
+
+@dataclass
+class Job:
+    """A checkpoint, plans to run on batches (None: untouched), and batches to ask the self-check about."""
+
+    folder: str
+    cases: dict[str, tuple[Any, dict[str, torch.Tensor]]]
+    checked: list[dict[str, torch.Tensor]] = field(default_factory=list)
+
+
+def run(job, **options):
+    """By case, what a caller sees; by check, whether it passed; or why the model was refused."""
+    from halfv_accel import HalfVError
+    from halfv_accel.selfcheck import selfcheck
+
+    model = load(job.folder, **options)
+    try:
+        found = {name: answer(model, *case) for name, case in job.cases.items()}
+        checks = selfcheck(model, *job.checked) if job.checked else []
+    except HalfVError as error:
+        return {"refused": str(error)}
+    return {**found, "checks": {check.name: check.ok for check in checks}}
 
 
 def load(folder, **options):
@@ -23,33 +51,37 @@ def load(folder, **options):
 
 
 def answer(model, plan, inputs):
-    """What a caller sees of one batch, with a plan or without: logits, tokens, logits of each step, and kept tokens."""
-    from contextlib import nullcontext
-
+    """Tokens, the logits that chose each, and the visual tokens that every stage kept."""
     from halfv_accel import accelerate
 
     options = dict(max_new_tokens=NEW_TOKENS, do_sample=False, output_logits=True, return_dict_in_generate=True)
-    with torch.no_grad(), accelerate(model, plan) if plan is not None else nullcontext() as run:
-        logits = model(**inputs).logits
-        kept = [] if run is None else list(run.last.kept)
+    with torch.no_grad(), nullcontext() if plan is None else accelerate(model, plan) as accelerated:
         out = model.generate(**inputs, **options)
-        kept += [] if run is None else run.last.kept
-    return {"logits": logits, "tokens": out.sequences, "steps": torch.stack(out.logits), "kept": kept}
+    return {
+        "tokens": out.sequences,
+        "logits": torch.stack(out.logits),
+        "kept": [] if plan is None else accelerated.last.kept,
+    }
 
 
-def answers(model, cases):
-    return {name: answer(model, *case) for name, case in cases.items()}
+@dataclass(frozen=True)
+class Whim:
+    """A strategy of which every process has its own opinion; the first process's, and a single one's, is 0."""
+
+    def select(self, view, budget):
+        places = torch.arange(view.present.shape[1]).expand_as(view.present)
+        first = int(os.environ.get("RANK", "0"))
+        return view.present & (places >= first) & (places < first + budget[:, None])
 
 
 def main(jobs, out):
-    rank = int(__import__("os").environ["RANK"])
     torch.set_num_threads(1)
-    found = {}
-    for name, (folder, options, cases) in torch.load(jobs, weights_only=False).items():
-        found[name] = answers(load(folder, **options), cases)
-    torch.save(found, f"{out}/{rank}.pt")
+    found = {name: run(job, tp_plan="auto") for name, job in torch.load(jobs, weights_only=False).items()}
+    torch.save(found, f"{out}/{os.environ['RANK']}.pt")
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    import divided  # under its own name, which the pickled jobs carry
+
+    divided.main(*sys.argv[1:])
