@@ -27,8 +27,9 @@ class Job:
 
 
 def run(job, **options):
-    """By case, what a caller sees; by check, whether it passed; or why the model was refused."""
+    """By case, what a caller sees; by check, whether it passed; or why the model was refused; and the fingerprint."""
     from halfv_accel import HalfVError
+    from halfv_accel.identity import fingerprint
     from halfv_accel.selfcheck import selfcheck
 
     model = load(job.folder, **options)
@@ -37,7 +38,7 @@ def run(job, **options):
         checks = selfcheck(model, *job.checked) if job.checked else []
     except HalfVError as error:
         return {"refused": str(error)}
-    return {**found, "checks": {check.name: check.ok for check in checks}}
+    return {"cases": found, "checks": {check.name: check.ok for check in checks}, "fingerprint": fingerprint(model)}
 
 
 def load(folder, **options):

@@ -117,11 +117,11 @@ def compare(jobs, ranks, name):
     """Each process against this one, which has the whole model."""
     wanted = divided.run(jobs[name])
     assert all(wanted["checks"].values())
-    for found in ranks:
-        assert found[name].keys() == wanted.keys()
-        assert found[name].pop("checks") == wanted["checks"]
-        for case, seen in found[name].items():
-            own = wanted[case]
+    for found in (rank[name] for rank in ranks):
+        assert found["checks"] == wanted["checks"]
+        assert found["fingerprint"] == wanted["fingerprint"]
+        for case, own in wanted["cases"].items():
+            seen = found["cases"][case]
             assert all(torch.equal(a, b) for a, b in zip(seen["kept"], own["kept"], strict=True)), case
             assert torch.equal(seen["tokens"], own["tokens"]), case
             torch.testing.assert_close(seen["logits"], own["logits"], rtol=0, atol=TOLERANCE, msg=case)
@@ -141,9 +141,9 @@ def test_the_plans_make_a_difference(two):
     """Or else the comparisons above could not fail."""
     for found in two[1]:
         for name in EMBEDDED:
-            untouched = found[name]["untouched"]["logits"]
+            cases = found[name]["cases"]
             for case in ("sparse", "freeze", "own scorer"):
-                assert (found[name][case]["logits"] - untouched).abs().max() > 1000 * TOLERANCE
+                assert (cases[case]["logits"] - cases["untouched"]["logits"]).abs().max() > 1000 * TOLERANCE
 
 
 def test_heads_that_cannot_be_divided_are_refused(three):
