@@ -38,7 +38,31 @@ def run(job, **options):
         checks = selfcheck(model, *job.checked) if job.checked else []
     except HalfVError as error:
         return {"refused": str(error)}
-    return {"cases": found, "checks": {check.name: check.ok for check in checks}, "fingerprint": fingerprint(model)}
+    return {
+        "cases": found,
+        "checks": {check.name: check.ok for check in checks},
+        "fingerprint": fingerprint(model),
+        "balance": [balance(model, inputs) for inputs in job.checked],
+    }
+
+
+@torch.no_grad()
+def balance(model, inputs):
+    """A measure of the probe that averages over all heads: its four curves."""
+    from halfv_probe.measures.attention import attention_balance
+
+    return torch.stack(list(vars(attention_balance(model, inputs)).values()))
+
+
+def refusal_to_calibrate(model, inputs):
+    from halfv_accel import HalfVError
+    from halfv_probe import calibrate
+
+    try:
+        calibrate(model, [inputs])
+    except HalfVError as error:
+        return str(error)
+    return None
 
 
 def load(folder, **options):
@@ -77,7 +101,11 @@ class Whim:
 
 def main(jobs, out):
     torch.set_num_threads(1)
-    found = {name: run(job, tp_plan="auto") for name, job in torch.load(jobs, weights_only=False).items()}
+    jobs = torch.load(jobs, weights_only=False)
+    found = {name: run(job, tp_plan="auto") for name, job in jobs.items()}
+    for name, job in jobs.items():
+        for inputs in job.checked:
+            found[name]["calibration"] = refusal_to_calibrate(load(job.folder, tp_plan="auto"), inputs)
     torch.save(found, f"{out}/{os.environ['RANK']}.pt")
     torch.distributed.destroy_process_group()
 

@@ -120,6 +120,8 @@ def compare(jobs, ranks, name):
     for found in (rank[name] for rank in ranks):
         assert found["checks"] == wanted["checks"]
         assert found["fingerprint"] == wanted["fingerprint"]
+        for own, seen in zip(wanted["balance"], found["balance"], strict=True):
+            torch.testing.assert_close(seen, own, rtol=0, atol=TOLERANCE)
         for case, own in wanted["cases"].items():
             seen = found["cases"][case]
             assert all(torch.equal(a, b) for a, b in zip(seen["kept"], own["kept"], strict=True)), case
@@ -149,3 +151,10 @@ def test_the_plans_make_a_difference(two):
 def test_heads_that_cannot_be_divided_are_refused(three):
     for found in three[1]:
         assert "4 heads of queries cannot be divided among 3 processes" in found["of four heads"]["refused"]
+
+
+def test_calibration_is_refused(three):
+    for found in three[1]:
+        for name in (LlavaOfSix.name, QwenOfSix.name):
+            assert "divided among 3 processes" in found[name]["calibration"]
+            assert "device_map='auto'" in found[name]["calibration"]
