@@ -21,6 +21,7 @@ from halfv_accel.adapters.ranks import is_dtensor, ranks_of
 from halfv_accel.errors import HalfVError
 
 PLAIN = "from_pretrained(..., device_map='auto') or tp_plan='auto'"
+BY_TOKENS = ("sequence_parallel", "context_parallel", "ulysses")  # in the names of modules that divide prompts
 PROJECTIONS = {"q": "queries", "k": "keys", "v": "values"}
 
 
@@ -56,12 +57,11 @@ def check_whole_prompt(family: Family) -> None:
             "context parallelism gives each process a part of the prompt, and a choice among a part is another choice: "
             "leave the context_parallel(...) block, or the accelerate(...) block"
         )
-    function = ALL_ATTENTION_FUNCTIONS.get(used)
-    origin = getattr(function, "__module__", None) or ""
-    if function is not None and distributed.get_world_size() > 1 and not origin.startswith("transformers."):
+    origin = getattr(ALL_ATTENTION_FUNCTIONS.get(used), "__module__", None) or ""
+    if distributed.get_world_size() > 1 and any(way in origin for way in BY_TOKENS):
         raise HalfVError(
-            f"attention implementation '{used}' is {origin}'s own, as in sequence parallelism (Ulysses), and a process "
-            "may see a part of the prompt only: leave it out, or the accelerate(...) block"
+            f"attention implementation '{used}' is that of {origin}: sequence parallelism gives each process a part of "
+            "the prompt, and a choice among a part is another choice: load the model without it"
         )
 
 
@@ -157,9 +157,10 @@ def _check_division(index: int, layer: Any) -> None:
 
 
 def _check_heads(index: int, layer: Any) -> None:
-    attention, ranks = layer.self_attn, ranks_of(layer)
+    ranks = ranks_of(layer)
     size = 1 if ranks is None else ranks.size
-    ways = {f"{name}_proj": _way(getattr(attention, f"{name}_proj")) for name in "qkvo"}
+    attention = getattr(layer, "self_attn", None)
+    ways = {f"{name}_proj": _way(getattr(attention, f"{name}_proj", None)) for name in "qkvo"}
     if set(ways.values()) == {"whole"}:
         return
     if list(ways.values()) != ["by rows", "by rows", "by rows", "by columns"]:

@@ -65,4 +65,5 @@ def ranks_of(module: nn.Module) -> Ranks | None:
     spread = next((parameter for parameter in module.parameters() if is_dtensor(parameter)), None)
     if spread is None or spread.device_mesh.size() == 1:
         return None
-    return Ranks(spread.device_mesh.get_group(), spread.to_local().device)
+    mesh = spread.device_mesh
+    return Ranks(mesh.get_group(mesh.ndim - 1), spread.to_local().device)

@@ -195,7 +195,7 @@ def test_an_attention_of_another_package_in_several_processes(mesh, monkeypatch)
     ulysses.__module__ = "deepspeed.runtime.sequence_parallel.ulysses_sp"
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", ulysses)
     monkeypatch.setattr(dist, "get_world_size", lambda group=None: 2)
-    refusal(lambda: accelerate(MINI.model(), PLAN), "'sdpa' is deepspeed.*sequence parallelism")
+    refusal(lambda: accelerate(MINI.model(), PLAN), "'sdpa' is that of deepspeed.*sequence parallelism")
 
 
 def test_hooks_that_drop_masks_are_refused(model):
