@@ -241,7 +241,12 @@ def test_dynamic_quantization_works(name, dtype):
     checks = selfcheck(quantized, mini.batch([mini.prompt(0), mini.prompt(1, 2)]))
     by_hand = next(check.error for check in checks if check.name.startswith("mask by hand"))
     for check in checks:
-        assert check.error <= max(check.tolerance, 3 * by_hand if check.tolerance else 0.0), check
+        rounding = 3 * by_hand
+        if check.name.startswith("choice"):  # the check projects other rows together than the engine does
+            rounding = 0.2 * check.effect if dtype is torch.qint8 else 0.0
+        elif check.name.startswith("keep all"):
+            rounding = 0.0
+        assert check.error <= max(check.tolerance, rounding), check
     assert math.isfinite(by_hand)
 
 
