@@ -33,6 +33,7 @@ ROWS = (
     ("peak memory (MiB)", "peak_mib", 1),
     ("KV cache (MiB)", "cache_bytes", 2**20),
     ("selection (ms)", "selection_ms", 1),
+    ("accelerate() (ms)", "install_ms", 1),
     ("selection (% of TTFT)", "selection_share", 0.01),
 )
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from halfv_accel.adapters.base import Family
 from halfv_accel.adapters.llava import Llava
 from halfv_accel.adapters.llava_next import LlavaNext
+from halfv_accel.adapters.placement import check_whole_prompt
 from halfv_accel.adapters.qwen2_5_vl import Qwen2_5VL
 from halfv_accel.adapters.qwen2_vl import Qwen2VL
 from halfv_accel.adapters.qwen3_vl import Qwen3VL
@@ -62,6 +63,7 @@ __all__ = [
     "Qwen3VL",
     "VideoLlava",
     "check_projections",
+    "check_whole_prompt",
     "could_fit",
     "family_of",
 ]

@@ -10,10 +10,13 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from halfv_accel.adapters.ranks import Ranks, ranks_of
 
 Rotary = tuple[Tensor, Tensor]  # cos, sin: [B, S, head_dim]
 
@@ -45,6 +48,26 @@ class Family:
             inspect.signature(type(getattr(part, "_orig_mod", part)).forward)  # torch.compile's wrapper has none
             for part in (self.model, self.core)
         )
+
+    @cached_property
+    def ranks(self) -> Ranks | None:
+        """The processes that share this model by tensor parallelism, or None."""
+        return ranks_of(self.layers)
+
+    def all_heads(self, layer: Any, part: Tensor, kind: str = "q") -> Tensor:
+        """Entries of all heads, from those of this process's heads: [B, part of the heads, ...] -> [B, heads, ...].
+
+        Everything that has a head dimension passes through here before it is averaged over heads or compared. Where
+        the model is not divided, and where the projection gathers its heads itself, it is returned as it is.
+
+        Parameters
+        ----------
+        kind : {"q", "k", "v"}
+            Whose heads: a layer may have fewer of keys and values than of queries.
+        """
+        if self.ranks is None or part.shape[1] == heads_of(layer, kind):
+            return part
+        return self.ranks.joined(part)
 
     def core_arguments(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of the core's forward by name, whether they came by position or by keyword."""
@@ -152,6 +175,13 @@ def by_name(signature: inspect.Signature, args: tuple, kwargs: Mapping[str, Any]
     """Arguments of a method by name, those of its ``**kwargs`` among the others."""
     bound = signature.bind_partial(None, *args, **kwargs).arguments
     return {**bound, **bound.pop("kwargs", {})}
+
+
+def heads_of(layer: Any, kind: str) -> int:
+    """Heads of a layer's queries, keys or values, in all processes together."""
+    projection, size = getattr(layer.self_attn, f"{kind}_proj"), layer.self_attn.head_dim
+    rows = getattr(projection, "out_features", None)  # transformers leaves the whole width there, as torch does
+    return (projection.weight.shape[0] if rows is None else rows) // size
 
 
 def grouped(query: Tensor, kv_heads: int) -> Tensor:

@@ -28,6 +28,7 @@ from halfv_accel.strategies import KeepNone, LastTokenAttention, RandomChoice
 
 Result = TypeVar("Result")
 ACCELERATED = "accelerated"
+WITH_BLOCK = "with block"
 MIB = 2**20
 
 
@@ -38,7 +39,8 @@ class Meter(StoppingCriteria):
     """
 
     def __init__(self, family: Family, stack: ExitStack) -> None:
-        self.device = family.model.device
+        self.model, self.device = family.model, family.model.device
+        self.whole: Stopwatch | None = None
         self.vision: list[Stopwatch] = []
         self.prefill: Stopwatch | None = None
         self.tokens: list[Stopwatch] = []  # one for each token, and one that the last token started
@@ -50,6 +52,38 @@ class Meter(StoppingCriteria):
         # Ahead of HalfV's own hooks: what they do before the decoder is part of the prefill.
         stack.callback(family.core.register_forward_pre_hook(self._begin, prepend=True).remove)
         stack.callback(family.core.register_forward_hook(self._end).remove)
+
+    def watch(self, prompt: Prompt, new_tokens: int) -> Any:
+        """Call `generate`; returns the cache that it leaves."""
+        self.start()
+        self.whole = Stopwatch(self.device)
+        output = self.model.generate(
+            **prompt.inputs,
+            max_new_tokens=new_tokens,
+            min_new_tokens=new_tokens,
+            do_sample=False,
+            num_beams=1,
+            return_dict_in_generate=True,
+            stopping_criteria=StoppingCriteriaList([self]),
+        )
+        self.whole.stop()
+        return output.past_key_values
+
+    def times(self, rows: int, new_tokens: int, before: float, after: float) -> dict[str, Any]:
+        """What the clocks say, by a `Reading`'s fields; with what the caller spent before and after, in ms."""
+        first, *others = (clock.milliseconds for clock in self.tokens[:-1])
+        if self.prefill is None or self.whole is None or len(others) != new_tokens - 1:
+            raise HalfVError(
+                f"generate made {len(others) + 1} of {new_tokens} tokens: "
+                "remove what ends it early from the model's generation_config"
+            )
+        return dict(
+            vision_ms=sum(clock.milliseconds for clock in self.vision),
+            prefill_ms=before + self.prefill.milliseconds + after,
+            ttft_ms=before + first,
+            decode_ms=statistics.median(others) if others else None,
+            tokens_per_s=rows * new_tokens / (before + self.whole.milliseconds + after) * 1e3,
+        )
 
     def start(self) -> None:
         self.tokens.append(Stopwatch(self.device))
@@ -77,50 +111,43 @@ class Meter(StoppingCriteria):
             self._prefilled = True
 
 
-def measure(model: Any, prompt: Prompt, run: Run | None, new_tokens: int) -> Reading:
+def measure(model: Any, prompt: Prompt, run: Run | Plan | None, new_tokens: int) -> Reading:
     """Generate exactly so many tokens, greedily, and read all clocks afterwards.
 
-    The run is made beforehand: making one computes a little, and nothing should come before some variants only.
+    Parameters
+    ----------
+    run : Run, Plan or None
+        A run was made beforehand, and only its hooks' work is measured. A plan is what most people write, `with
+        accelerate(model, plan)` around one `generate`, and all of that is measured.
     """
     family, cuda = family_of(model), model.device.type == "cuda"
     with ExitStack() as stack:
-        if run is not None:
-            stack.enter_context(run)
-        meter = Meter(family, stack)
         if cuda:
             stack.enter_context(torch.cuda.device(model.device))  # whose stream the clocks are to stand in
             torch.cuda.synchronize(model.device)
             torch.cuda.reset_peak_memory_stats(model.device)
-        meter.start()
-        whole = Stopwatch(model.device)
-        output = model.generate(
-            **prompt.inputs,
-            max_new_tokens=new_tokens,
-            min_new_tokens=new_tokens,
-            do_sample=False,
-            num_beams=1,
-            return_dict_in_generate=True,
-            stopping_criteria=StoppingCriteriaList([meter]),
-        )
-        whole.stop()
+        entering = Stopwatch(model.device) if isinstance(run, Plan) else None
+        made = accelerate(model, run) if isinstance(run, Plan) else run
+        if made is not None:
+            stack.enter_context(made)
+        if entering is not None:
+            entering.stop()
+        meter = Meter(family, stack)
+        cache = meter.watch(prompt, new_tokens)
+        leaving = Stopwatch(model.device) if entering is not None else None
+        if made is not None and leaving is not None:
+            made.remove()
+            leaving.stop()
         if cuda:
             torch.cuda.synchronize(model.device)
-    first, *others = (clock.milliseconds for clock in meter.tokens[:-1])
-    if meter.prefill is None or len(others) != new_tokens - 1:
-        raise HalfVError(
-            f"generate made {len(others) + 1} of {new_tokens} tokens: "
-            "remove what ends it early from the model's generation_config"
-        )
-    report = None if run is None else run.last
+    before, after = (0.0 if clock is None else clock.milliseconds for clock in (entering, leaving))
+    report = None if made is None else made.last
     return Reading(
-        vision_ms=sum(clock.milliseconds for clock in meter.vision),
-        prefill_ms=meter.prefill.milliseconds,
-        ttft_ms=first,
-        decode_ms=statistics.median(others) if others else None,
-        tokens_per_s=len(prompt.visual) * new_tokens / whole.milliseconds * 1e3,
+        **meter.times(len(prompt.visual), new_tokens, before, after),
         peak_mib=torch.cuda.max_memory_allocated(model.device) / MIB if cuda else None,
-        cache_bytes=cache_bytes(output.past_key_values),
+        cache_bytes=cache_bytes(cache),
         selection_ms=0.0 if report is None else sum(stage.selection_ms for stage in report.stages),
+        install_ms=before + after,
     )
 
 
@@ -139,11 +166,12 @@ def cache_bytes(cache: Any) -> int:
 def variants(plan: Plan) -> dict[str, Plan | None]:
     """What is compared, by name.
 
-    Beside the untouched model and the plan: the plan with every stage keeping all (what the hooks cost), and with its
-    first choice made by attention, as FastV does, or at random (what choosing costs).
+    Beside the untouched model and the plan, accelerated beforehand: the plan in a `with accelerate(...)` around each
+    call, as most people write it; with every stage keeping all (what the hooks cost); and with its first choice made by
+    attention, as FastV does, or at random (what choosing costs).
     """
     first, *rest = plan.stages
-    compared: dict[str, Plan | None] = {UNTOUCHED: None, ACCELERATED: plan}
+    compared: dict[str, Plan | None] = {UNTOUCHED: None, ACCELERATED: plan, WITH_BLOCK: plan}
     if all(stage.retention == 1 for stage in plan.stages):
         return compared  # keeping everything, there is nothing to choose
     compared["keep all"] = replace(plan, stages=tuple(replace(stage, **_everything(stage)) for stage in plan.stages))
@@ -222,7 +250,7 @@ def compare(
     """
     compared = variants(plan)
     flops = {name: Flops.of(model.config, prompt.visual, prompt.text, staged) for name, staged in compared.items()}
-    made = {name: prepared(model, staged) for name, staged in compared.items()}
+    made = {name: staged if name == WITH_BLOCK else prepared(model, staged) for name, staged in compared.items()}
     runs = {name: partial(measure, model, prompt, run, new_tokens) for name, run in made.items()}
     readings = interleave(runs, rounds, warm_up_rounds(model), seed, progress)
     found = [variant(name, staged, flops, readings, seed) for name, staged in compared.items()]

@@ -50,6 +50,9 @@ class Reading:
         Keys and values of all layers after the last token.
     selection_ms : float
         Choosing tokens and laying out rows; a part of `prefill_ms`.
+    install_ms : float
+        `accelerate(...)`, putting hooks on and taking them off; a part of `prefill_ms`, and but for the last of
+        `ttft_ms`. 0 where the run was made beforehand.
     """
 
     vision_ms: float
@@ -60,6 +63,7 @@ class Reading:
     peak_mib: float | None
     cache_bytes: int
     selection_ms: float
+    install_ms: float = 0.0
 
     @property
     def selection_share(self) -> float:

@@ -241,6 +241,8 @@ class Prefill:
         with torch.no_grad():  # a choice has no gradient
             chosen = stage.strategy.select(view, wanted)
         fits = chosen.dtype == torch.bool and chosen.shape == visual.index.shape
+        if fits and self.family.ranks is not None:
+            chosen = self.family.ranks.first(chosen)  # no two of them may keep different tokens
         if not fits or bool((chosen & ~visual.present()).any() | (chosen.sum(1) != wanted).any()):
             raise HalfVError(
                 f"strategy {stage.strategy!r} did not choose {budget} of {self.counts} visual tokens: "

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
-from halfv_accel.adapters import Family
+from halfv_accel.adapters import Family, check_whole_prompt
 from halfv_accel.engine.cache import broken_off, reduced_layer, why_not
 from halfv_accel.engine.masks import Kernel, kernel_of
 from halfv_accel.errors import HalfVError
@@ -43,6 +43,7 @@ def check_evaluating(model: nn.Module) -> None:
 
 def check_attention(family: Family, plan: Plan) -> Kernel:
     """The kind of mask that the model's attention takes; refuses those in which the plan cannot be expressed."""
+    check_whole_prompt(family)
     used = family.text.config._attn_implementation
     kernel = kernel_of(used)
     if kernel is None:

@@ -285,6 +285,8 @@ class Forward:
 class LayerHooks:
     """The two hooks of one decoder layer."""
 
+    halfv_hook = True  # see adapters.signature: a layer with these is the layer that it was
+
     def __init__(self, run: Run, index: int) -> None:
         self.run, self.index = run, index
 

@@ -34,6 +34,9 @@ class LayerInput:
 class LayerView:
     """The visual tokens still in play before the layer of a stage.
 
+    Under tensor parallelism a process holds some of the heads. A signal that is made from queries, keys or values
+    passes through `family.all_heads` while it still has its head dimension, and is then the same in all processes.
+
     Parameters
     ----------
     family : Family
@@ -85,4 +88,5 @@ class LayerView:
         if self.fidelity == "paper":
             logits = logits * query.shape[-1] ** -0.5
         logits = logits.masked_fill(~self.present[:, None], torch.finfo(logits.dtype).min)
-        return logits.softmax(dim=-1).mean(dim=1).masked_fill(~self.present, 0.0)
+        attention = self.family.all_heads(scorer, logits.softmax(dim=-1))
+        return attention.mean(dim=1).masked_fill(~self.present, 0.0)

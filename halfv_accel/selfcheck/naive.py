@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from halfv_accel.adapters.ranks import ranks_of
 from halfv_accel.plan import Stage
 from halfv_accel.strategies import AnchorCover
 
@@ -87,7 +88,9 @@ def last_token_scores(
         (keys[:, head // shared].double() @ query[head].double() * attention.head_dim**-0.5).softmax(dim=0)
         for head in range(len(query))
     ]
-    return dict(zip(candidates, torch.stack(weights).mean(dim=0).tolist(), strict=True))
+    own, ranks = torch.stack(weights), ranks_of(layer)  # under tensor parallelism, other heads are elsewhere
+    mean = own.mean(dim=0) if ranks is None else ranks.joined(own, dim=0).mean(dim=0)
+    return dict(zip(candidates, mean.tolist(), strict=True))
 
 
 def farthest(states: Tensor, candidates: list[int], chosen: set[int], budget: int, reported: set[int]) -> set[int]:

@@ -115,7 +115,13 @@ def calibrate(
 
 
 def _check_model(model: PreTrainedModel) -> None:
-    depth = len(family_of(model).layers)
+    family = family_of(model)
+    depth = len(family.layers)
+    if family.ranks is not None:
+        raise HalfVError(
+            f"the model is divided among {family.ranks.size} processes, and calibration decides in one: load it with "
+            "device_map='auto' to calibrate; the profile then serves the divided model"
+        )
     if depth < 4:
         raise HalfVError(f"the model has {depth} decoder layers, too few for three stages: give one with at least 4")
     if model.device.type == "mps":

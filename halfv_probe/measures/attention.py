@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from halfv_accel.adapters import Family, family_of
-from halfv_accel.adapters.base import Rotary
+from halfv_accel.adapters.base import Rotary, heads_of
 from halfv_accel.engine.masks import as_bool
 from halfv_accel.engine.prefill import ends_in_visual
 from halfv_accel.engine.refusals import check_evaluating, check_prompt
@@ -148,8 +148,9 @@ def attention_rows(
     """
     keys = _exact(family.keys(layer, states, rotary))
     positions = positions.to(keys.device)
-    heads, length = family.text.config.num_attention_heads, keys.shape[2]
-    keys = keys.repeat_interleave(heads // keys.shape[1], dim=1)
+    group, length = heads_of(layer, "q") // heads_of(layer, "k"), keys.shape[2]
+    keys = keys.repeat_interleave(group, dim=1)
+    heads = keys.shape[1]  # of this process
     for some in positions.split(max(1, ENTRIES // (len(keys) * heads * length))):
         at = [table.to(keys.device)[:, some] for table in (states, *rotary)]
         queries = _exact(family.queries(layer, at[0], (at[1], at[2])))
@@ -159,7 +160,7 @@ def attention_rows(
             allowed = as_bool(mask[:, :, some.to(mask.device)]).to(keys.device)
         logits = queries @ keys.mT / math.sqrt(queries.shape[-1])
         logits = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min)
-        yield some, logits.softmax(dim=-1).mean(dim=1)
+        yield some, family.all_heads(layer, logits.softmax(dim=-1)).mean(dim=1)
 
 
 def _exact(heads: Tensor) -> Tensor:

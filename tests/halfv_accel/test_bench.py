@@ -27,7 +27,7 @@ from halfv_accel.flops import selection_flops
 from .miniatures import MINIATURES
 
 PLAN = parse_plan("ivr:2:0.5:0.2,freeze:4")
-NAMES = ["untouched", "accelerated", "keep all", "FastV-style", "random"]
+NAMES = ["untouched", "accelerated", "with block", "keep all", "FastV-style", "random"]
 FAMILIES = [name for name in MINIATURES if name != "video-llava"]
 
 
@@ -95,6 +95,30 @@ def test_what_halfv_does_before_the_decoder_is_part_of_the_prefill(llava, ticks,
     prompt = build_prompt(llava, 25, 8)
     assert measuring.measure(llava, prompt, accelerate(llava, PLAN), 2).prefill_ms == 2
     assert measuring.measure(llava, prompt, None, 2).prefill_ms == 1
+
+
+def test_a_with_block_is_timed_with_what_it_does_around_generate(llava, ticks, monkeypatch):
+    """The run is made, installed, and removed on the clock; nothing of it is when the run was there before."""
+    for name, ticks_of in (("accelerate", 100), ("remove", 10)):
+        owner = measuring if name == "accelerate" else Run
+        original = getattr(owner, name)
+
+        def slow(*args, _original=original, _ticks=ticks_of, **kwargs):
+            for _ in range(_ticks):
+                next(ticks)
+            return _original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, slow)
+    prompt = build_prompt(llava, 25, 8)
+    before, after = 100 + 1, 10 + 1
+    run = measuring.prepared(llava, PLAN)
+    installed, block = measuring.measure(llava, prompt, run, 3), measuring.measure(llava, prompt, PLAN, 3)
+    assert (installed.install_ms, block.install_ms) == (0, before + after)
+    assert block.prefill_ms == installed.prefill_ms + before + after
+    assert block.ttft_ms == installed.ttft_ms + before
+    assert 3e3 / block.tokens_per_s == pytest.approx(3e3 / installed.tokens_per_s + before + after)
+    assert block.selection_ms > 0
+    assert not [hook for hook in hooks(llava) if "halfv" in hook.__module__]
 
 
 def test_an_encoder_inside_the_forward_is_not_part_of_the_prefill(llava, ticks):
@@ -219,7 +243,8 @@ def test_a_comparison_follows_from_its_readings(llava, monkeypatch):
     draw, calls, given_times = random.Random(0), [], {name: [] for name in NAMES}
 
     def fake(model, prompt, run, new_tokens):
-        name = next(name for name, own in variants(PLAN).items() if own == (run and run.plan))
+        own = run.plan if isinstance(run, Run) else run
+        name = "with block" if run is PLAN else next(name for name, plan in variants(PLAN).items() if plan == own)
         calls.append(name)
         given_times[name].append(reading(*(draw.uniform(1, 9) for _ in range(3)), selection_ms=draw.random()))
         return given_times[name][-1]
@@ -227,7 +252,7 @@ def test_a_comparison_follows_from_its_readings(llava, monkeypatch):
     monkeypatch.setattr(measuring, "measure", fake)
     prompt = build_prompt(llava, 50, 9, batch=3, ragged=True)
     found = compare(llava, PLAN, prompt, new_tokens=4, rounds=7)
-    assert [sorted(calls[start : start + 5]) for start in range(0, 40, 5)] == [sorted(NAMES)] * 8
+    assert [sorted(calls[start : start + 6]) for start in range(0, 48, 6)] == [sorted(NAMES)] * 8
     assert (found.visual_tokens, found.text_tokens, found.rounds) == (prompt.visual, prompt.text, 7)
     kept = {name: times[1:] for name, times in given_times.items()}  # the first round warms up
     untouched, *others = found.variants
@@ -280,7 +305,7 @@ def test_a_run_that_takes_time_as_it_takes_operations_is_efficient():
 
 
 def test_a_plan_that_keeps_everything_is_compared_with_nothing_else():
-    assert list(variants(parse_plan("ivr:1:1,sparse:3:1"))) == NAMES[:2]
+    assert list(variants(parse_plan("ivr:1:1,sparse:3:1"))) == NAMES[:3]
 
 
 def test_variants_change_what_they_name_and_nothing_else():
@@ -294,8 +319,8 @@ def test_variants_change_what_they_name_and_nothing_else():
         assert compared[name].stages[1] == PLAN.stages[1]
         assert compared[name].stages[0].retention == 0.5
         assert compared[name].stages[0].strategy != PLAN.stages[0].strategy
-    assert list(variants(parse_plan("freeze:3"))) == NAMES[:3]  # nothing is chosen there
-    assert list(variants(parse_plan("random_choice:2:0.5"))) == NAMES[:4]  # it is itself random
+    assert list(variants(parse_plan("freeze:3"))) == NAMES[:4]  # nothing is chosen there
+    assert list(variants(parse_plan("random_choice:2:0.5"))) == NAMES[:5]  # it is itself random
 
 
 @pytest.mark.parametrize("text", ["ivr:2:0.5,freeze:4", "ivr:2:0.5,freeze:2", "ivr:1:0.5,sparse:3:0.1", "keep_none:3"])

@@ -49,7 +49,7 @@ def test_a_table_and_all_figures_with_their_provenance(halfv, tmp_path):
     assert [found["visual_tokens"] for found in document["comparisons"]] == [[144], [144, 144]]
     assert [found["text_tokens"] for found in document["comparisons"]] == [[8], [8, 8]]
     names = [variant["name"] for variant in document["comparisons"][0]["variants"]]
-    assert names == ["untouched", "accelerated", "keep all", "FastV-style", "random"]
+    assert names == ["untouched", "accelerated", "with block", "keep all", "FastV-style", "random"]
     assert b"<svg" in (tmp_path / "bench.svg").read_bytes()
 
 
