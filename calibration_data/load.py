@@ -2,12 +2,12 @@
 
 Every source becomes a list of rows, and a row knows where it came from, so that an error can name file and line. Text
 rows are checked when the source is read, rows of a dataset when they are chosen. The pictures of the chosen rows are
-decoded in full, because a picture that is cut off shows itself only at its last pixel.
+decoded in full, one after the other, because a picture that is cut off shows itself only at its last pixel; what is
+kept is the file.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import os
@@ -21,15 +21,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
-
-from halfv_data.errors import DataError
+from halfv_data.errors import DataError, shown
+from halfv_data.pictures import Picture, is_picture
 from halfv_data.samples import UNLABELLED, Sample, scenes
 
 DEFAULT = Path(__file__).parent / "default"
 METADATA = "metadata.jsonl"
 SHIPPED_SEED = 0
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 TABLES = {".parquet": "parquet", ".json": "json", ".csv": "csv", ".arrow": "arrow"}  # suffix: builder in ``datasets``
 SPLIT_ORDER = ("calibration", "validation", "val", "test", "train")
 IMAGE = ("image", "file_name", "images", "img", "image_path", "picture")
@@ -45,14 +43,14 @@ EXPECTED = (
 @dataclass(frozen=True)
 class _Row:
     where: str  # "samples.jsonl line 7"
-    picture: Callable[[], Image.Image]
+    picture: Picture
     question: str
     answer: str | None
     task: str
     objects: list[dict]
 
     def sample(self) -> Sample:
-        return Sample(self.picture(), self.question, self.answer, self.task, self.objects)
+        return Sample((self.picture,), self.question, self.answer, self.task, self.objects, where=self.where)
 
 
 def load_samples(source: str | Path | None = None, n: int = 100, seed: int = 0) -> list[Sample]:
@@ -74,7 +72,7 @@ def load_samples(source: str | Path | None = None, n: int = 100, seed: int = 0) 
     Returns
     -------
     list of Sample
-        With RGB images.
+        Each keeps its files, and decodes them as RGB when it is asked for them.
 
     Raises
     ------
@@ -89,25 +87,19 @@ def load_samples(source: str | Path | None = None, n: int = 100, seed: int = 0) 
     rng = random.Random(f"halfv/subset/{seed}")
     drawn = sorted(range(len(rows)), key=lambda _: rng.random())[:n]
     more = islice(scenes(n, SHIPPED_SEED), len(rows), None) if source is None or source == "default" else ()
-    return [*(rows[i]() for i in sorted(drawn)), *more]
+    return [*(_checked(rows[i]()) for i in sorted(drawn)), *more]
+
+
+def _checked(sample: Sample) -> Sample:
+    """The sample, once its pictures have been decoded, because one that is cut off shows itself only at its end."""
+    sample.fingerprint  # noqa: B018, decodes them and remembers what it saw
+    return sample
 
 
 def shipped_question() -> tuple[Path, str]:
     """Path of the first shipped picture and the question about it: something to try a model on."""
     first = json.loads(_read_text(_shipped()).split("\n", 1)[0])
     return DEFAULT / first["file_name"], first["question"]
-
-
-def open_image(path: str | Path) -> Image.Image:
-    """Open one picture as RGB, decoded to its last pixel and turned upright by its EXIF tag.
-
-    Raises
-    ------
-    DataError
-        If it is missing, not an image, cut off, or has more than 8 bits a channel, or if the path is a URL.
-    """
-    file = _image_file(os.path.expanduser(path), Path(), where="", hint="check the path")
-    return _decode(file, str(file))
 
 
 def _shipped() -> Path:
@@ -130,7 +122,7 @@ def _read(source: str | Path | None) -> list[Callable[[], Sample]]:
         return _from_dataset(str(path), TABLES[path.suffix], data_files=str(path))
     if path.is_file():
         raise DataError(f"{path} is a file of another kind: {EXPECTED}")
-    if path.suffix in {".jsonl", *TABLES, *IMAGE_SUFFIXES} or path.is_absolute() or str(source)[0] in ".~":
+    if path.suffix in {".jsonl", *TABLES} or is_picture(path) or path.is_absolute() or str(source)[0] in ".~":
         raise DataError(f"{path} does not exist: {EXPECTED}")
     return _from_dataset(str(source), str(source))
 
@@ -142,7 +134,7 @@ def _from_folder(folder: Path) -> list[Callable[[], Sample]]:
     if (folder / METADATA).is_file():
         return _from_lines(folder / METADATA)
     files = sorted(file for file in folder.rglob("*") if file.is_file())
-    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    images = [file for file in files if is_picture(file)]
     is_dataset = any(file.suffix in TABLES or file.suffix == ".jsonl" for file in files)
     if is_dataset and not any(image.with_suffix(".txt").is_file() for image in images):
         return _from_dataset(str(folder), str(folder))
@@ -162,8 +154,7 @@ def _from_pair(image: Path) -> _Row:
     if not lines or not lines[0]:
         raise DataError(f"{prompt} line 1: no question: write it into the first line")
     answer = lines[1] if len(lines) > 1 and lines[1] else None
-    where = str(image)
-    return _Row(where, lambda: _decode(image, where), lines[0], answer, UNLABELLED, [])
+    return _Row(str(image), Picture("", image), lines[0], answer, UNLABELLED, [])
 
 
 def _from_lines(file: Path) -> list[Callable[[], Sample]]:
@@ -181,7 +172,7 @@ def _parse(line: str, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: broken JSON ({error}): every line must be one complete JSON object") from error
     if not isinstance(row, dict):
-        raise DataError(f"{where}: {_shown(row)} is not an object: write {{'image': ..., 'question': ...}} in JSON")
+        raise DataError(f"{where}: {shown(row)} is not an object: write {{'image': ..., 'question': ...}} in JSON")
     return row
 
 
@@ -286,10 +277,10 @@ def _silent(*names: str) -> Iterator[None]:
 def _from_fields(row: Mapping[str, Any], where: str, folder: Path) -> _Row:
     question = _field(row, QUESTION, where)
     if not isinstance(question, str) or not question.strip():
-        raise DataError(f"{where}: the question is {_shown(question)}: it must be a text that is not empty")
+        raise DataError(f"{where}: the question is {shown(question)}: it must be a text that is not empty")
     task = row.get("task")
     if task is not None and not isinstance(task, str):
-        raise DataError(f"{where}: the task is {_shown(task)}: it must be a text, or be left out")
+        raise DataError(f"{where}: the task is {shown(task)}: it must be a text, or be left out")
     picture = _picture(_field(row, IMAGE, where), where, folder)
     return _Row(where, picture, question.strip(), _answer(row, where), task or UNLABELLED, _objects(row, where))
 
@@ -308,12 +299,12 @@ def _answer(row: Mapping[str, Any], where: str) -> str | None:
     if isinstance(answer, list):
         texts = [item.get("answer") if isinstance(item, dict) else item for item in answer]
         if not all(isinstance(text, str) for text in texts):
-            raise DataError(f"{where}: the answers are {_shown(answer)}: they must be texts")
+            raise DataError(f"{where}: the answers are {shown(answer)}: they must be texts")
         answer = Counter(texts).most_common(1)[0][0] if texts else None
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         answer = str(answer)
     if answer is not None and not isinstance(answer, str):
-        raise DataError(f"{where}: the answer is {_shown(answer)}: it must be a text, or be left out")
+        raise DataError(f"{where}: the answer is {shown(answer)}: it must be a text, or be left out")
     return answer
 
 
@@ -326,62 +317,13 @@ def _objects(row: Mapping[str, Any], where: str) -> list[dict]:
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: objects is broken JSON ({error}): mend it or leave objects out") from error
     if not isinstance(objects, list) or not all(isinstance(thing, dict) for thing in objects):
-        raise DataError(f"{where}: objects is {_shown(objects)}: it must be a list of objects, or be left out")
+        raise DataError(f"{where}: objects is {shown(objects)}: it must be a list of objects, or be left out")
     return objects
 
 
-def _picture(value: Any, where: str, folder: Path) -> Callable[[], Image.Image]:
-    """How to decode an image field: a path, or what ``datasets`` stores (bytes or a path)."""
+def _picture(value: Any, where: str, folder: Path) -> Picture:
     if isinstance(value, list):
         if len(value) != 1:
             raise DataError(f"{where}: {len(value)} images: a sample has exactly one")
         value = value[0]
-    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
-        encoded: bytes = value["bytes"]
-        return lambda: _decode(io.BytesIO(encoded), where)
-    if isinstance(value, dict):
-        value = value.get("path")
-    if not isinstance(value, str) or not value:
-        raise DataError(f"{where}: the image is {_shown(value)}: it must be the path of an image file")
-    file = _image_file(value, folder, f"{where}: ", hint="check the path (relative paths start at the list)")
-    return lambda: _decode(file, f"{where}: {file}")
-
-
-# ------------------------------------------------------------------------------------------------------------- pictures
-
-
-def _image_file(path: str, folder: Path, where: str, hint: str) -> Path:
-    """Where a picture is; refused unless a file is there."""
-    if "://" in path:
-        raise DataError(f"{where}image {_shown(path)} is a URL: download it, because only local files are opened")
-    file = folder / path
-    try:
-        if file.is_dir():
-            raise DataError(f"{where}image {file} is a folder: name one image file")
-        if not file.is_file():
-            raise DataError(f"{where}image {file} does not exist: {hint}")
-    except (OSError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{where}image path {_shown(path)} cannot be read ({error}): check it") from error
-    return file
-
-
-def _decode(encoded: Path | io.BytesIO, where: str) -> Image.Image:
-    try:
-        with Image.open(encoded) as image:
-            image.load()
-            mode = image.mode
-            upright = ImageOps.exif_transpose(image)
-    except Image.UnidentifiedImageError as error:
-        raise DataError(f"{where} is not an image: give a PNG, JPEG, WebP, BMP, GIF or TIFF file") from error
-    except Exception as error:  # Pillow's decoders raise many kinds on damaged files, SyntaxError and struct.error too
-        raise DataError(f"{where} is damaged or cut off ({error}): copy or save the image again") from error
-    if mode.startswith(("I", "F")):
-        raise DataError(f"{where} has pixels of mode {mode!r}, more than 8 bits: save it with 8 bits a channel")
-    return upright.convert("RGB")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return Picture.of(value, where, folder)

@@ -71,7 +71,7 @@ def test_jsonl_with_absolute_paths_blank_lines_and_a_byte_order_mark(folder, tmp
     row = {"image": str(folder / "2.png"), "prompt": " What is this? "}
     file = tmp_path_factory.mktemp("elsewhere") / "s.jsonl"
     file.write_bytes(b"\xef\xbb\xbf\n" + json.dumps(row).encode() + b"\r\n\n")
-    assert load_samples(str(file)) == [Sample(DRAWN[2].image, "What is this?")]
+    assert load_samples(str(file)) == [Sample.of(DRAWN[2].image, "What is this?")]
 
 
 def test_folder_with_metadata(folder):
