@@ -53,7 +53,9 @@ class _Row:
         return Sample((self.picture,), self.question, self.answer, self.task, self.objects, where=self.where)
 
 
-def load_samples(source: str | Path | None = None, n: int = 100, seed: int = 0) -> list[Sample]:
+def load_samples(
+    source: str | Path | None = None, n: int = 100, seed: int = 0, left_out: list[DataError] | None = None
+) -> list[Sample]:
     """Load up to n samples, in the order of the source.
 
     Parameters
@@ -68,6 +70,8 @@ def load_samples(source: str | Path | None = None, n: int = 100, seed: int = 0) 
         Fewer come back if the source has fewer (the shipped one never does); from more, n are drawn.
     seed : int
         Decides which ones are drawn.
+    left_out : list, optional
+        Where it is given, a chosen row that cannot be used is left out, and why is appended to it.
 
     Returns
     -------
@@ -87,13 +91,21 @@ def load_samples(source: str | Path | None = None, n: int = 100, seed: int = 0) 
     rng = random.Random(f"halfv/subset/{seed}")
     drawn = sorted(range(len(rows)), key=lambda _: rng.random())[:n]
     more = islice(scenes(n, SHIPPED_SEED), len(rows), None) if source is None or source == "default" else ()
-    return [*(_checked(rows[i]()) for i in sorted(drawn)), *more]
+    chosen = (found for i in sorted(drawn) if (found := _checked(rows[i], left_out)))
+    return [*chosen, *more]
 
 
-def _checked(sample: Sample) -> Sample:
+def _checked(row: Callable[[], Sample], left_out: list[DataError] | None) -> Sample | None:
     """The sample, once its pictures have been decoded, because one that is cut off shows itself only at its end."""
-    sample.fingerprint  # noqa: B018, decodes them and remembers what it saw
-    return sample
+    try:
+        sample = row()
+        sample.fingerprint  # noqa: B018, decodes them and remembers what it saw
+        return sample
+    except DataError as error:
+        if left_out is None:
+            raise
+        left_out.append(error)
+        return None
 
 
 def shipped_question() -> tuple[Path, str]:

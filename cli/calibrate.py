@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
     from halfv_accel import Profile
     from halfv_accel.settings import Goal
+    from halfv_data import DataError
 
 NULL_SAMPLES = 8  # curves of random weights hardly differ between samples
 NULL_BELOW = 1e9  # parameters
+REASONS_TOLD = 10
 CLOSE_AGREEMENT = 0.9  # below it, the user hears how to trade speed for agreement
 
 
@@ -58,6 +60,7 @@ def calibrate(
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted calibration was.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out samples that cannot be used.")] = False,
     seed: Annotated[int, typer.Option(help="Which samples are drawn when there are more, and the bootstrap.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 8,
     device: Device = "auto",
@@ -75,20 +78,26 @@ def calibrate(
     from halfv_probe.calibration.calibrate import calibrate as measure
     from halfv_probe.calibration.journal import Journal, header
     from halfv_probe.calibration.search import usual_samples
-    from halfv_probe.trials.prompts import Prompts
+    from halfv_probe.trials.prompts import Prompts, check_samples
 
     check_writable(out)
     started = time.perf_counter()
     wanted = samples or usual_samples(goal)
-    loaded = load_samples(data, wanted, seed)
+    left_out: list[DataError] = []
+    loaded = load_samples(data, wanted, seed, left_out)
+    found = len(loaded) + len(left_out)
+    _tell_bad([str(error) for error in left_out], found, skip_bad)
     vlm, processor = open_model(model, device, dtype)
-    if len(loaded) < wanted:
-        typer.echo(f"{data} holds {len(loaded)} samples, fewer than {wanted}: using all of them", err=True)
+    with _progress(Console(stderr=True)) as show:
+        usable, refusals = check_samples(processor, loaded, show)
+    _tell_bad(refusals, len(loaded), skip_bad)
+    if found < wanted:
+        typer.echo(f"{data} holds {found} samples, fewer than {wanted}: using all of them", err=True)
     place = out.with_name(out.name + ".journal")
     settings = Settings(
         model_id=lasting_name(model),
         data=data,
-        data_fingerprint=fingerprint(loaded),
+        data_fingerprint=fingerprint(usable),
         seed=seed,
         fidelity=fidelity,
         k=eigenvalues,
@@ -101,7 +110,7 @@ def calibrate(
     journal = Journal(place, header(vlm, settings, batch_size), resume)
     try:
         with _progress(Console(stderr=True)) as show:
-            prompts = Prompts(processor, loaded, vlm.device, batch_size)
+            prompts = Prompts(processor, usable, vlm.device, batch_size)
             profile = measure(vlm, prompts, settings, journal=journal, progress=show)
     except KeyboardInterrupt:
         typer.echo(f"\ninterrupted; {place} keeps what was measured: the same command with --resume goes on", err=True)
@@ -111,6 +120,21 @@ def calibrate(
     profile.save(out)
     journal.remove()
     _print_choices(profile, out, time.perf_counter() - started)
+
+
+def _tell_bad(reasons: list[str], found: int, skip_bad: bool) -> None:
+    """Say which samples cannot be used; stop there, unless they are to be left out and others remain."""
+    from halfv_accel import HalfVError
+
+    if not reasons:
+        return
+    if len(reasons) == found:
+        raise HalfVError(f"none of {found} samples can be used; the first: {reasons[0]}")
+    if not skip_bad:
+        raise HalfVError(f"{reasons[0]} ({len(reasons)} of {found} samples cannot be used; --skip-bad leaves them out)")
+    for reason in reasons[:REASONS_TOLD]:
+        typer.echo(f"left out: {reason}", err=True)
+    typer.echo(f"{len(reasons)} of {found} samples cannot be used and are left out", err=True)
 
 
 def _goal(max_drop: float | None, target_flops: float | None, confidence: float) -> Goal:

@@ -28,7 +28,7 @@ def logits(tiny, sample, **options):
 
 
 def grey(sample):
-    return replace(sample, image=Image.new("RGB", sample.image.size, (128,) * 3))
+    return replace(sample, pictures=Sample.of(Image.new("RGB", sample.image.size, (128,) * 3), "").pictures)
 
 
 def hooks(model):
