@@ -138,6 +138,7 @@ class Video:
         DataError
             If it is none of these, or if no file is there.
         """
+        given = value
         if isinstance(value, dict):
             value = value.get("path")
         if isinstance(value, str | Path) and str(value).strip():
@@ -145,7 +146,7 @@ class Video:
         if isinstance(value, Sequence) and not isinstance(value, str | bytes) and len(value):
             return cls(where, tuple(Picture.of(frame, where, folder, hint) for frame in value))
         raise DataError(
-            f"{_at(where)}the video is {shown(value)}: it must be the path of a video file, or a list of frames"
+            f"{_at(where)}the video is {shown(given)}: it must be the path of a video file, or a list of frames"
         )
 
     def load(self) -> str | list[Image.Image]:
@@ -188,7 +189,8 @@ def open_image(path: str | Path) -> Image.Image:
 @cache
 def _suffixes() -> frozenset[str]:
     Image.init()
-    opened = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN.keys() - STUBS}
+    kinds = {*Image.OPEN, "MPO"} - STUBS  # Pillow opens an MPO as the JPEG that it begins with
+    opened = {suffix for suffix, kind in Image.registered_extensions().items() if kind in kinds}
     return frozenset({*opened, *HEIF})
 
 
@@ -203,7 +205,7 @@ def _of_text(text: str, folder: Path, where: str, hint: str) -> Path | bytes:
     """What a text stands for: a data: URI, a file, or a picture in base64; refused unless it is one of them."""
     if text.lstrip()[:5].lower() == "data:":
         return _of_data_uri(text.strip(), where)
-    if len(text) <= PATH_MAX:
+    if len(text) <= PATH_MAX or "://" in text[:20]:
         try:
             return _file(text, folder, where, hint)
         except DataError:
@@ -302,6 +304,8 @@ def _opened(encoded: Path | io.BytesIO, where: str) -> Image.Image:
         import pillow_heif
     except ImportError:
         raise DataError(f"{where} is a HEIC photograph: pip install pillow-heif, or save it as JPEG") from None
+    if isinstance(encoded, io.BytesIO):
+        encoded.seek(0)
     return pillow_heif.open_heif(encoded).to_pillow()
 
 

@@ -88,8 +88,9 @@ def calibrate(
     found = len(loaded) + len(left_out)
     _tell_bad([str(error) for error in left_out], found, skip_bad)
     vlm, processor = open_model(model, device, dtype)
-    with _progress(Console(stderr=True)) as show:
-        usable, refusals = check_samples(processor, loaded, show)
+    console = Console(stderr=True)
+    with _progress(console) as show:
+        usable, refusals = check_samples(processor, loaded, show if console.is_terminal else _unseen)
     _tell_bad(refusals, len(loaded), skip_bad)
     if found < wanted:
         typer.echo(f"{data} holds {found} samples, fewer than {wanted}: using all of them", err=True)
@@ -109,7 +110,7 @@ def calibrate(
         typer.echo(f"note: {place} of an earlier calibration is overwritten; --resume would go on with it", err=True)
     journal = Journal(place, header(vlm, settings, batch_size), resume)
     try:
-        with _progress(Console(stderr=True)) as show:
+        with _progress(console) as show:
             prompts = Prompts(processor, usable, vlm.device, batch_size)
             profile = measure(vlm, prompts, settings, journal=journal, progress=show)
     except KeyboardInterrupt:
@@ -205,6 +206,10 @@ def _lines() -> Callable[[str, int, int], None]:
             typer.echo(f"{step}: {total} samples, {time.perf_counter() - started:.1f} s", err=True)
 
     return show
+
+
+def _unseen(step: str, done: int, total: int) -> None:
+    """No line for the check: where it finds something, that one line is all there is to say."""
 
 
 def _print_choices(profile: Profile, out: Path, seconds: float) -> None:
