@@ -19,7 +19,7 @@ def shown(value: Any) -> str:
     "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx..."
     """
     if isinstance(value, Path):
-        text = str(value)
+        text = str(value) if str(value).isprintable() else repr(str(value))[1:-1]
         return text if len(text) <= LONGEST else "..." + text[3 - LONGEST :]
     # repr of a long text is longer still, and of a nested value longer than anybody wants: cut before, where possible
     text = repr(value[:LONGEST] if isinstance(value, str | bytes) else value)

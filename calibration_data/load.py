@@ -163,7 +163,7 @@ class _Mapper:
         if not expected:
             self.bad.append(error)
         reason = error.reason if isinstance(error, Unusable) else str(error).removeprefix(where).lstrip(": ")
-        self.left_out[index] = LeftOut(where, reason)
+        self.left_out[index] = LeftOut(where, reason, bad=not expected)
 
     def summary(self, samples: list[Sample]) -> Summary:
         source = self.source

@@ -28,6 +28,7 @@ from halfv_data.errors import DataError, shown
 
 HINT = "check the path (relative paths start at the list)"
 STUBS = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow knows their names and decodes none of them by itself
+PATH_MAX = 4096  # bytes, on Linux
 HEIF = (".heic", ".heif", ".hif")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
@@ -74,6 +75,7 @@ class Picture:
         DataError
             If it is none of these, or if no file is there. What is in the file is seen by `load`.
         """
+        given = value
         if isinstance(value, dict):
             value = value.get("path") if value.get("bytes") is None else value["bytes"]
         if isinstance(value, memoryview | bytearray):
@@ -85,7 +87,7 @@ class Picture:
         if isinstance(value, Path):
             return cls(where, _file(str(value), folder, where, hint))
         if not isinstance(value, str) or not value.strip():
-            raise DataError(f"{_at(where)}the image is {shown(value)}: it must be the path of an image file")
+            raise DataError(f"{_at(where)}the image is {shown(given)}: it must be the path of an image file")
         return cls(where, _of_text(value, folder, where, hint))
 
     def load(self) -> Image.Image:
@@ -136,6 +138,7 @@ class Video:
         DataError
             If it is none of these, or if no file is there.
         """
+        given = value
         if isinstance(value, dict):
             value = value.get("path")
         if isinstance(value, str | Path) and str(value).strip():
@@ -143,7 +146,7 @@ class Video:
         if isinstance(value, Sequence) and not isinstance(value, str | bytes) and len(value):
             return cls(where, tuple(Picture.of(frame, where, folder, hint) for frame in value))
         raise DataError(
-            f"{_at(where)}the video is {shown(value)}: it must be the path of a video file, or a list of frames"
+            f"{_at(where)}the video is {shown(given)}: it must be the path of a video file, or a list of frames"
         )
 
     def load(self) -> str | list[Image.Image]:
@@ -186,7 +189,8 @@ def open_image(path: str | Path) -> Image.Image:
 @cache
 def _suffixes() -> frozenset[str]:
     Image.init()
-    opened = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN.keys() - STUBS}
+    kinds = {*Image.OPEN, "MPO"} - STUBS  # Pillow opens an MPO as the JPEG that it begins with
+    opened = {suffix for suffix, kind in Image.registered_extensions().items() if kind in kinds}
     return frozenset({*opened, *HEIF})
 
 
@@ -201,12 +205,19 @@ def _of_text(text: str, folder: Path, where: str, hint: str) -> Path | bytes:
     """What a text stands for: a data: URI, a file, or a picture in base64; refused unless it is one of them."""
     if text.lstrip()[:5].lower() == "data:":
         return _of_data_uri(text.strip(), where)
-    try:
-        return _file(text, folder, where, hint)
-    except DataError:
-        if (found := _base64(text)) is not None:
-            return found
-        raise
+    if len(text) <= PATH_MAX or "://" in text[:20]:
+        try:
+            return _file(text, folder, where, hint)
+        except DataError:
+            if (found := _base64(text)) is not None:
+                return found
+            raise
+    if (found := _base64(text)) is not None:
+        return found
+    raise DataError(
+        f"{_at(where)}the image is a text of {len(text)} characters, {shown(text)}, which is neither a path nor a "
+        "picture in base64: give one of them"
+    )
 
 
 def _of_data_uri(uri: str, where: str) -> bytes:
@@ -293,6 +304,8 @@ def _opened(encoded: Path | io.BytesIO, where: str) -> Image.Image:
         import pillow_heif
     except ImportError:
         raise DataError(f"{where} is a HEIC photograph: pip install pillow-heif, or save it as JPEG") from None
+    if isinstance(encoded, io.BytesIO):
+        encoded.seek(0)
     return pillow_heif.open_heif(encoded).to_pillow()
 
 

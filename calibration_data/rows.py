@@ -54,10 +54,14 @@ class Names(tuple[str, ...]):
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A row that is not used, and why."""
+    """A row that is not used, and why; ``bad`` where that is a mistake, and not in the nature of its data set."""
 
     where: str
     reason: str
+    bad: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def test_every_result_is_on_disk_before_the_next_is_measured(tmp_path):
     for number in range(3):
         journal.recall(str(number), lambda number=number: number)
         lines = (tmp_path / "journal").read_bytes().splitlines()
-        assert [json.loads(line)["result"] for line in lines[1:]] == list(range(number + 1))
+        assert [json.loads(line)["results"] for line in lines[1:]] == [{str(n): n} for n in range(number + 1)]
     journal.close()
 
 
@@ -170,7 +170,8 @@ FOREIGN = {
     "a number": b"3\n",
     "other lines": json.dumps(HEADER).encode() + b'\n{"step": 1}\n',
     "lists as lines": json.dumps(HEADER).encode() + b"\n[1]\n",
-    "a hole": json.dumps(HEADER).encode() + b'\n{"key": "a", "resu\n{"key": "b", "result": 1}\n',
+    "a hole": json.dumps(HEADER).encode() + b'\n{"results": {"a"\n{"results": {"b": 1}}\n',
+    "results of another kind": json.dumps(HEADER).encode() + b'\n{"results": [1]}\n',
 }
 
 
