@@ -18,7 +18,7 @@ from halfv_data.rows import Source, brief, is_missing, listing
 
 CAPTION = "Provide a one-sentence caption for the provided image."  # as LLaVA and lmms-eval ask for COCO's
 TEXT = "text"
-NAMES: dict[str, tuple[str, ...]] = {  # the first that a row has is taken
+NAMES: dict[str, Sequence[str]] = {  # the first that a row has is taken
     "image": (
         "image file_name images img image_path picture pictures photo image_file file_names filename filepath file "
         "image_paths img_path imgs jpg jpeg png webp decoded_image image_url path"
@@ -37,7 +37,7 @@ NAMES: dict[str, tuple[str, ...]] = {  # the first that a row has is taken
     "caption": "caption captions sentences txt annotations_captions blip_caption".split(),
 }
 ROLES = ("image", "video", "question", "answer", "choices", "hint", "task", "conversation")
-FOR_PICTURES = ("image", "video", "image_id")
+ONE_EACH = ("conversation", "question", "answer", "hint")  # roles in which the first column with something counts
 
 
 @dataclass(frozen=True)
@@ -90,23 +90,24 @@ def guess(source: Source, given: Mapping[str, str]) -> Columns:
     names = source.columns
     asked = {role: _given(role, name, source, names) for role, name in _roles(given).items()}
     known = {_plain(name): name for name in reversed(names)}
-    found = {role: tuple(known[name] for name in NAMES[role] if name in known) for role in NAMES}
+    found: dict[str, tuple[str, ...]] = {
+        role: tuple(known[name] for name in NAMES[role] if name in known) for role in NAMES
+    }
     found["choices"] = found["choices"][:1] or option_columns(names)
     found["conversation"] = _conversations(source, found["conversation"])
     found |= {role: columns for role, columns in asked.items() if role != "image"}
-    captions = found.pop("caption")
-    is_caption = False
+    captions, is_caption = found.pop("caption"), False
+    if (shard_text := known.get("txt")) and captions == (shard_text,) and _are_asked(shard_text, source):
+        found["question"] += (shard_text,)
     if not found["question"] and not found["conversation"]:
         text = known.get(TEXT)
         if text is not None and "question" not in asked and text not in asked.get("answer", ()) and not captions:
             found["question"] = _asked_in(text, source, found["answer"])
         elif captions or asked.get("answer"):
             is_caption, found["answer"] = True, asked.get("answer") or captions
-    columns = Columns(
-        **{**found, "image": (asked["image"],) if "image" in asked else _pictures(source, found["image"], names)},
-        captions=is_caption,
-        given=frozenset(asked),
-    )
+    pictures = (asked["image"],) if "image" in asked else _pictures(source, found.pop("image"), names)
+    others: dict[str, Any] = {role: columns for role, columns in found.items() if role != "image"}
+    columns = Columns(image=pictures, captions=is_caption, given=frozenset(asked), **others)
     _check(columns, source, names)
     return _with_labels(columns, source)
 
@@ -159,16 +160,32 @@ def _pictures(source: Source, known: tuple[str, ...], names: Sequence[str]) -> t
 
 def _asked_in(text: str, source: Source, answer: tuple[str, ...]) -> tuple[str, ...]:
     """The column called text, if it is what is asked."""
-    texts = [str(row[text]) for row in source.peek([text]) if not is_missing(row[text])]
-    questions = sum("?" in line for line in texts) * 2 > len(texts)
-    repeated = len(texts) >= 4 and len(set(texts)) * 2 <= len(texts)  # the same instruction for many pictures
     labelled = any(_plain(name) not in ("label", "target") for name in answer)
-    if questions or repeated or labelled or "question_id" in source.columns or not texts:
+    if labelled or "question_id" in source.columns or _are_asked(text, source):
         return (text,)
     raise DataError(
         f"{source.name}: its column {text} may be what is asked or a caption, and nothing says which: add "
         f"--columns question={text}, or --columns answer={text} (then {CAPTION!r} is asked)"
     )
+
+
+def _are_asked(name: str, source: Source) -> bool:
+    """Whether what is in a column reads like questions, or like one instruction for many pictures."""
+    texts = [str(row[name]) for row in source.peek([name]) if not is_missing(row[name])]
+    questions = sum("?" in text for text in texts) * 2 > len(texts)
+    return not texts or questions or (len(texts) >= 4 and len(set(texts)) * 2 <= len(texts))
+
+
+def used(columns: Columns, source: Source) -> dict[str, tuple[str, ...]]:
+    """The columns that are really searched with success, by role; of a conversation, the conversation."""
+    rows = source.peek([name for role in ONE_EACH for name in getattr(columns, role)])
+    found = {role: tuple(dict.fromkeys(columns.first(role, row)[0] for row in rows)) for role in ONE_EACH}
+    roles = {role: tuple(filter(None, names)) for role, names in found.items()}
+    talk = roles.pop("conversation")
+    if talk:
+        roles["question"] = (*talk, *roles["question"])
+        roles["answer"] = (*talk, *roles["answer"])
+    return roles
 
 
 def _check(columns: Columns, source: Source, names: Sequence[str]) -> None:

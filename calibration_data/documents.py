@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from halfv_data.errors import DataError, shown
 from halfv_data.json_text import parse_json, read_text
@@ -55,7 +55,7 @@ def unpack(document: Any, file: Path) -> Unpacked:
     raise DataError(f"{shown(file)} has {listing(list(document))}: none of these is a list of objects with questions")
 
 
-def _is_rows(value: Any) -> bool:
+def _is_rows(value: Any) -> TypeGuard[list[dict]]:
     return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
 
 
@@ -65,12 +65,12 @@ def _is_rows(value: Any) -> bool:
 def _vqa(document: dict, file: Path) -> Unpacked | None:
     """Questions in one file, ten people's answers in another."""
     questions, annotations = document.get("questions"), document.get("annotations")
+    subtype = document.get("data_subtype")
     notes: tuple[str, ...] = ()
     if _is_rows(annotations) and "answers" in annotations[0] and not _is_rows(questions):
-        document = _beside(file, "question", "questions", annotations[0].get("question_id"))
-        if not document:
+        questions = _beside(file, "question", "questions", annotations[0].get("question_id")).get("questions")
+        if questions is None:
             raise DataError(f"{shown(file)} holds answers alone: put the questions file beside it, and give that one")
-        questions = document["questions"]
     if not _is_rows(questions) or "question_id" not in questions[0]:
         return None
     if not _is_rows(annotations):
@@ -78,7 +78,6 @@ def _vqa(document: dict, file: Path) -> Unpacked | None:
         if not annotations:
             notes = ("no annotations file with its answers is beside it",)
     answers = {row.get("question_id"): row for row in annotations}
-    subtype = document.get("data_subtype")
     rows = [{"data_subtype": subtype, **answers.get(row["question_id"], {}), **row} for row in questions]
     return Unpacked("VQA", enumerate(rows, 1), notes)
 
@@ -89,7 +88,7 @@ def _beside(file: Path, name: str, key: str, question_id: Any) -> dict:
         document = parse_json(read_text(other), shown(other), "mend it") if other != file else None
         rows = document.get(key) if isinstance(document, dict) else None
         if rows is not None and _is_rows(rows) and any(row.get("question_id") == question_id for row in rows):
-            return document
+            return {key: rows}
     return {}
 
 
@@ -134,8 +133,9 @@ def _karpathy(document: dict, file: Path) -> Unpacked | None:
 
 
 def _internvl(document: dict, file: Path) -> Unpacked | None:
-    lists = [entry.get("annotation") for entry in document.values() if isinstance(entry, dict)]
-    if not lists or len(lists) < len(document) or not all(isinstance(name, str) for name in lists):
+    entries = [entry for entry in document.values() if isinstance(entry, dict)]
+    lists = [entry["annotation"] for entry in entries if isinstance(entry.get("annotation"), str)]
+    if not lists or len(lists) < len(document):
         return None
     root = next(iter(document.values())).get("root", "DIR")
     raise DataError(

@@ -14,7 +14,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from halfv_data.columns import Columns, guess
+from halfv_data.columns import Columns, guess, used
 from halfv_data.errors import DataError, shown
 from halfv_data.json_text import read_text
 from halfv_data.mapping import samples_of
@@ -174,6 +174,7 @@ class _Mapper:
             rows=len(source.rows) + broken,
             seen=len(self.mapped) + broken,
             columns=self.columns,
+            used=used(self.columns, source),
             samples=len(samples),
             answers=sum(sample.answer is not None for sample in samples),
             left_out=(*source.left_out, *(self.left_out[index] for index in sorted(self.left_out))),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ class Summary:
     rows: int
     seen: int
     columns: Columns
+    used: Mapping[str, tuple[str, ...]]  # columns by role, those that rows have
     samples: int
     answers: int
     left_out: tuple[LeftOut, ...] = ()
@@ -39,7 +41,7 @@ class Summary:
         parts = [f"{self.rows} rows{seen}, {self.samples} samples" + self._left_out()]
         if self.drawn:
             parts[0] += f" ({self.drawn} of them drawn anew)"
-        parts += [*self._roles(), f"{self.answers} of {self.samples} have an answer", *self.notes]
+        parts += [*self._roles(), f"{self.answers or 'none'} of {self.samples} have an answer", *self.notes]
         return f"{shown(Path(self.source))} ({', '.join(filter(None, place))}): " + "; ".join(parts)
 
     def _left_out(self) -> str:
@@ -55,21 +57,17 @@ class Summary:
         return f", {len(self.left_out)} left out: {', '.join(reasons)}{more}"
 
     def _roles(self) -> list[str]:
-        """Which column is what."""
+        """Which column is what, in the form that ``--columns`` takes."""
         columns = self.columns
-        talk = columns.conversation[:1]
-        roles = [
-            ("pictures", columns.image[0] if columns.image else columns.image_id[:1] or columns.video[:1] or talk),
-            ("question", talk or columns.question[:1]),
-            ("choices", columns.choices),
-            ("answer", talk or columns.answer[:1]),
-        ]
-        lines = [f"{role} {'+'.join(names)}" for role, names in roles if names]
+        roles = {"image": columns.image[0] if columns.image else columns.image_id, "video": columns.video, **self.used}
+        roles["choices"] = columns.choices
+        if not roles["choices"]:
+            roles.pop("hint", None)
+        names = [f"{role}={'+'.join(found)}" for role, found in roles.items() if found]
+        lines = [f"columns {', '.join(names)}"]
         if columns.captions:
-            lines.insert(1, f"question {CAPTION!r}, because there are captions")
-        if not roles[3][1]:
-            lines.append("no column is the answer")
-        return [", ".join(lines)]
+            lines.append(f"asked is {CAPTION!r}, because there are captions")
+        return lines
 
 
 @dataclass(frozen=True)
