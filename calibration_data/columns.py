@@ -91,7 +91,7 @@ def guess(source: Source, given: Mapping[str, str]) -> Columns:
     asked = {role: _given(role, name, source, names) for role, name in _roles(given).items()}
     known = {_plain(name): name for name in reversed(names)}
     found: dict[str, tuple[str, ...]] = {
-        role: tuple(known[name] for name in NAMES[role] if name in known) for role in NAMES
+        role: tuple(known.get(name, name) for name in NAMES[role] if name.split(".")[0] in known) for role in NAMES
     }
     found["choices"] = found["choices"][:1] or option_columns(names)
     found["conversation"] = _conversations(source, found["conversation"])
@@ -140,7 +140,7 @@ def _plain(name: str) -> str:
 def _conversations(source: Source, names: tuple[str, ...]) -> tuple[str, ...]:
     """Those columns that hold turns; a prompt is a text in one set and a list of messages in the next."""
     rows = source.peek(names, most=100) if names else []
-    return tuple(name for name in names if any(as_turns(row.get(name)) is not None for row in rows))
+    return tuple(name for name in names if any(as_turns(get(row, name)) is not None for row in rows))
 
 
 def _pictures(source: Source, known: tuple[str, ...], names: Sequence[str]) -> tuple[tuple[str, ...], ...]:

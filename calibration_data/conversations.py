@@ -14,7 +14,7 @@ from typing import Any
 
 from halfv_data.errors import DataError, shown
 
-COLUMNS = ("conversations", "conversation", "messages", "texts", "prompt")
+COLUMNS = ("conversations", "conversation", "messages", "texts", "prompt", "body.messages")
 ASKING, ANSWERING, SILENT = {"human", "user"}, {"gpt", "assistant", "model", "bot", "chatgpt"}, {"system", "tool"}
 PLACEHOLDER = re.compile(r"<(image|video)>")
 EDGE = re.compile(r"\A(\s*<(image|video)>)+\s*|(\s*<(image|video)>)+\s*\Z")

@@ -28,10 +28,11 @@ Entries = Iterable[tuple[Any, Any]]  # number or key, and row
 
 @dataclass(frozen=True)
 class Unpacked:
-    """What a document holds."""
+    """What a document holds; ``listed`` as in `rows.Source`."""
 
     kind: str
     entries: Entries
+    listed: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -44,14 +45,14 @@ def unpack(document: Any, file: Path) -> Unpacked:
         If its form is none of those above.
     """
     if isinstance(document, list):
-        return Unpacked("JSON", enumerate(document, 1))
+        return Unpacked("JSON", enumerate(document, 1), listed=True)
     if not isinstance(document, dict):
         raise DataError(f"{shown(file)} holds {shown(document)}: it must be a list of objects")
     for reader in (_vqa, _coco_captions, _karpathy, _internvl, _by_columns, _by_id, _one_list):
         if (found := reader(document, file)) is not None:
             return found
     if any(not isinstance(value, dict | list) for value in document.values()):
-        return Unpacked("JSON", [(1, document)])
+        return Unpacked("JSON", [(1, document)], listed=True)
     raise DataError(f"{shown(file)} has {listing(list(document))}: none of these is a list of objects with questions")
 
 
@@ -79,7 +80,7 @@ def _vqa(document: dict, file: Path) -> Unpacked | None:
             notes = ("no annotations file with its answers is beside it",)
     answers = {row.get("question_id"): row for row in annotations}
     rows = [{"data_subtype": subtype, **answers.get(row["question_id"], {}), **row} for row in questions]
-    return Unpacked("VQA", enumerate(rows, 1), notes)
+    return Unpacked("VQA", enumerate(rows, 1), notes=notes)
 
 
 def _beside(file: Path, name: str, key: str, question_id: Any) -> dict:
@@ -152,7 +153,7 @@ def _by_columns(document: dict, file: Path) -> Unpacked | None:
     if not all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
         return None
     rows = [dict(zip(document, values, strict=True)) for values in zip(*columns, strict=True)]
-    return Unpacked("JSON by columns", enumerate(rows, 1))
+    return Unpacked("JSON by columns", enumerate(rows, 1), listed=True)
 
 
 def _by_id(document: dict, file: Path) -> Unpacked | None:

@@ -83,7 +83,8 @@ class Source:
     notes: tuple[str, ...] = ()
 
     def peek(self, names: Sequence[str], most: int = 1000) -> list[Mapping[str, Any]]:
-        """The fields of these names, of up to ``most`` rows from all over the source."""
+        """The fields of these names, of up to ``most`` rows from all over the source; of "meta.answer", meta too."""
+        names = list(dict.fromkeys([*names, *(name.split(".")[0] for name in names)]))
         if hasattr(self.rows, "peek"):
             return self.rows.peek(names, most)
         step = -(-len(self.rows) // most) or 1

@@ -36,7 +36,7 @@ def read_tables(files: Sequence[Path], reading: Reading) -> Source:
     builder = BUILDERS[files[0].suffix.lower()]
     with _explained(name, f"is it a whole {builder.capitalize()} file?"), _silent("datasets"):
         opened = datasets.load_dataset(builder, data_files=[str(file) for file in files])
-    return replace(_table(opened["train"], name, files[0].parent, reading), kind=builder.capitalize(), split=None)
+    return replace(_table(opened["train"], name, files[0].parent), kind=builder.capitalize())
 
 
 def read_saved(folder: Path, reading: Reading) -> Source:
@@ -44,7 +44,8 @@ def read_saved(folder: Path, reading: Reading) -> Source:
     datasets = _datasets(str(folder))
     with _explained(str(folder), "save it again with save_to_disk"), _silent("datasets"):
         opened = datasets.load_from_disk(str(folder))
-    return replace(_table(_split(opened, str(folder), reading), str(folder), folder, reading), kind="saved data set")
+    split, table = _split(opened, str(folder), reading)
+    return replace(_table(table, str(folder), folder), kind="saved data set", split=split)
 
 
 def read_dataset(name: str, reading: Reading) -> Source:
@@ -69,8 +70,9 @@ def read_dataset(name: str, reading: Reading) -> Source:
             split, parts = files
             return replace(join(name, parts), name=name, split=split, config=config, listed=False)
         opened = datasets.load_dataset(name, reading.config)
-    source = _table(_split(opened, name, reading), name, folder if folder.is_dir() else Path(), reading)
-    return replace(source, kind="data set", config=config)
+    split, table = _split(opened, name, reading)
+    source = _table(table, name, folder if folder.is_dir() else Path())
+    return replace(source, kind="data set", split=split, config=config)
 
 
 def _datasets(name: str) -> Any:
@@ -109,10 +111,12 @@ def _text_files(
     return split, [read_text_file(Path(file), reading.skip_bad, Path(called).name) for file, called in pairs]
 
 
-def _split(opened: Any, name: str, reading: Reading) -> Any:
+def _split(opened: Any, name: str, reading: Reading) -> tuple[str | None, Any]:
+    """Name and rows of the chosen split."""
     if isinstance(opened, dict):
-        return opened[choose_split(name, list(opened), reading.split)]
-    return opened
+        split = choose_split(name, list(opened), reading.split)
+        return split, opened[split]
+    return (str(opened.split) if opened.split else None), opened
 
 
 # ----------------------------------------------------------------------------------------------------------------- rows
@@ -167,7 +171,7 @@ class _Rows(Sequence[Row]):
         return value[place] if isinstance(value, list) else value
 
 
-def _table(opened: Any, name: str, folder: Path, reading: Reading) -> Source:
+def _table(opened: Any, name: str, folder: Path) -> Source:
     """A table whose pictures stay encoded, so that a bad one can be named, and whose classes have names."""
     datasets = _datasets(name)
     pictures, classes = [], {}
@@ -182,8 +186,7 @@ def _table(opened: Any, name: str, folder: Path, reading: Reading) -> Source:
         if isinstance(feature, datasets.ClassLabel):
             classes[column] = feature
     rows = _Rows(opened, name, folder, tuple(pictures), classes)
-    split = str(opened.split) if opened.split else None
-    return Source(name, "table", rows, split=split, pictures=tuple(pictures))
+    return Source(name, "table", rows, pictures=tuple(pictures))
 
 
 # -------------------------------------------------------------------------------------------------------------- the hub

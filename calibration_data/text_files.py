@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from halfv_data.documents import unpack
+from halfv_data.documents import Unpacked, unpack
 from halfv_data.errors import DataError, shown
 from halfv_data.json_text import WrittenFloat, parse_json, read_text
 from halfv_data.rows import LeftOut, Row, Source, brief, listing
@@ -49,16 +49,14 @@ def read_text_file(file: Path, skip_bad: bool = False, name: str = "") -> Source
     if suffix in TABLES:
         return Source(str(file), suffix[1:].upper(), list(_table(text, suffix, file)), listed=True)
     document = _document(text, file, suffix)
+    left_out: list[LeftOut] = []
     if document is None:
-        left_out: list[LeftOut] = []
         rows = list(_lines(text, file, left_out if skip_bad else None))
         return Source(str(file), "JSON Lines", rows, listed=True, left_out=tuple(left_out))
     unpacked = unpack(document, file)
-    rows = []
-    for key, fields in unpacked.entries:
-        where = f"{shown(file)} entry {brief(str(key), 40)}"
-        rows.append(Row(where, _object(fields, where), file.parent))
-    return Source(str(file), unpacked.kind, rows, listed=True, notes=unpacked.notes)
+    rows = list(_entries(unpacked, file, left_out if skip_bad else None))
+    kind, notes = unpacked.kind, unpacked.notes
+    return Source(str(file), kind, rows, listed=unpacked.listed, left_out=tuple(left_out), notes=notes)
 
 
 def _document(text: str, file: Path, suffix: str) -> Any:
@@ -98,6 +96,17 @@ def _lines(text: str, file: Path, left_out: list[LeftOut] | None) -> Iterator[Ro
             left_out.append(LeftOut(where, "broken JSON"))
 
 
+def _entries(unpacked: Unpacked, file: Path, left_out: list[LeftOut] | None) -> Iterator[Row]:
+    for key, value in unpacked.entries:
+        where = f"{shown(file)} entry {brief(str(key), 40)}"
+        try:
+            yield Row(where, _object(value, where), file.parent)
+        except DataError:
+            if left_out is None:
+                raise
+            left_out.append(LeftOut(where, "not an object"))
+
+
 def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{where}: {shown(value)} is not an object: write {{'image': ..., 'question': ...}} in JSON")
@@ -132,10 +141,19 @@ def _table(text: str, suffix: str, file: Path) -> Iterator[Row]:
     names = [str(name) for name in table.columns]
     if len(names) == 1 and others and _looks_like_row(names[0]):
         raise DataError(f"{shown(file)} has one column, {brief(names[0])!r}: its first line must name the columns")
+    _share_pictures(table)
     plain = text.rstrip("\n").count("\n") == len(table)  # no text over several lines, no line left blank
     for index, values in enumerate(table.itertuples(index=False, name=None)):
         where = f"{shown(file)} line {index + 2}" if plain else f"{shown(file)} row {index + 1}"
         yield Row(where, dict(zip(names, values, strict=True)), file.parent)
+
+
+def _share_pictures(table: Any) -> None:
+    """Fill in pictures that VLMEvalKit's tables write once: further rows have the index of the first instead."""
+    if not {"index", "image"} <= set(table.columns):
+        return
+    pictures = dict(zip(table["index"], table["image"], strict=True))
+    table["image"] = [pictures.get(value, value) if len(value) <= 64 else value for value in table["image"]]
 
 
 def _looks_like_row(name: str) -> bool:
@@ -149,4 +167,5 @@ def join(name: str, sources: list[Source]) -> Source:
     kinds = listing(list(dict.fromkeys(source.kind for source in sources)))
     rows = [row for source in sources for row in source.rows]
     left_out = tuple(out for source in sources for out in source.left_out)
-    return Source(name, f"{len(sources)} files, {kinds}", rows, listed=True, left_out=left_out)
+    listed = all(source.listed for source in sources)
+    return Source(name, f"{len(sources)} files, {kinds}", rows, listed=listed, left_out=left_out)

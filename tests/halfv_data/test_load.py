@@ -19,12 +19,6 @@ from halfv_data.tables import PROBE_SECONDS
 DRAWN = list(scenes(6, seed=7))
 
 
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch, tmp_path_factory):
-    """``datasets`` copies what it opens into a cache: not into the user's."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets")
-
-
 def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
     file = io.BytesIO()
     image.save(file, kind)
