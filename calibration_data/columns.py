@@ -71,7 +71,7 @@ class Columns:
 
 def get(fields: Mapping[str, Any], name: str) -> Any:
     """A field by name; "meta.answer" also finds the answer inside of meta."""
-    if name in fields or "." not in name:
+    if fields.get(name) is not None or "." not in name:
         return fields.get(name)
     outer, inner = name.split(".", 1)
     within = fields.get(outer)
