@@ -132,7 +132,7 @@ def _told_first(line: str, show: Callable[[str, int, int], None]) -> Callable[[s
     untold = [line]
 
     def telling(step: str, done: int, total: int) -> None:
-        if untold:
+        if untold and done:
             typer.echo(untold.pop(), err=True)
         show(step, done, total)
 
