@@ -23,6 +23,7 @@ INSTRUCTION = "Answer with the option's letter from the given choices directly."
 LabelForm = Literal["letter", "text", "index", "number"]  # an index counts from 0, a number from 1
 ABSENT = "nan"  # how pandas spells a cell without an option where it was made a text
 _COLUMN = re.compile(r"(?P<stem>|a|choice|option|opt|op)[ _-]?(?P<mark>[a-z]|\d{1,2})", re.IGNORECASE)
+_MARK = re.compile(r"(?<!\w)\(?([A-Z]) ?[).:]\s*", re.IGNORECASE)  # options in one line: A. cat B. dog; a ) 3 , b ) 4
 _LETTER = re.compile(r"\(?([A-Z])[).:]?", re.IGNORECASE)
 
 
@@ -104,7 +105,22 @@ def _listed(value: Any) -> Sequence[Any]:
             return parsed
         if isinstance(parsed, dict):
             return list(parsed.values())
+    marks = list(_MARK.finditer(value))
+    if len(marks) > 1 and "".join(mark[1].upper() for mark in marks) == ascii_uppercase[: len(marks)]:
+        ends = [mark.start() for mark in marks[1:]] + [len(value)]
+        return [value[mark.end() : end].strip(" ,;\n") for mark, end in zip(marks, ends, strict=True)]
     return [line for line in value.split("\n") if line.strip()]
+
+
+def no_options(value: Any) -> bool:
+    """Whether a field says that a question is open: nothing, an empty list, or a list of one."""
+    listed = _listed(value)
+    return (
+        is_missing(value)
+        or str(value).lower() == ABSENT
+        or (not isinstance(value, str) and len(listed) < 2)
+        or not listed
+    )
 
 
 def label_form(rows: Iterable[tuple[Any, Sequence[str]]], by_letter: bool) -> LabelForm:

@@ -141,7 +141,7 @@ class _Mapper:
             self.mapped[index] = []
             row = self.source.rows[index]
             try:
-                self.mapped[index] = samples_of(row, self.columns, self.reading)
+                self.mapped[index] = samples_of(row, self.columns, self.reading, self.source.listed)
             except Unusable as error:
                 self._leave_out(index, row.where, error, error.natural or not self.source.listed)
             except DataError as error:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from halfv_data.choices import ABSENT, ask, options_of, right_option
+from halfv_data.choices import ABSENT, ask, no_options, options_of, right_option
 from halfv_data.columns import CAPTION, NAMES, Columns, get
 from halfv_data.conversations import Turn, as_turns, turns_of, without_placeholders
 from halfv_data.errors import DataError, shown
@@ -24,8 +24,10 @@ PICTURE_SUFFIXES = (".jpg", ".png", ".jpeg", ".webp", ".mp4")  # of files that a
 COCO_FOLDERS = ("val2014", "train2014", "test2015", "val2017", "train2017", "test2017")
 
 
-def samples_of(row: Row, columns: Columns, reading: Reading) -> list[Sample]:
+def samples_of(row: Row, columns: Columns, reading: Reading, listed: bool = True) -> list[Sample]:
     """The samples of a row: one, or with ``turns="all"`` one for each question of a conversation.
+
+    In a data set that nobody ``listed`` as samples, task and objects may be something else than ours.
 
     Raises
     ------
@@ -34,9 +36,7 @@ def samples_of(row: Row, columns: Columns, reading: Reading) -> list[Sample]:
     DataError
         If what it has cannot be used.
     """
-    task = row.fields.get("task") if not columns.task else get(row.fields, columns.task[0])
-    if task is not None and not isinstance(task, str):
-        raise DataError(f"{row.where}: the task is {shown(task)}: it must be a text, or be left out")
+    task, objects = _about(row, columns, listed)
     turns = list(_turns(row, columns))
     pictures, videos = _shown_beside(row, columns, reading)
     samples = []
@@ -49,7 +49,7 @@ def samples_of(row: Row, columns: Columns, reading: Reading) -> list[Sample]:
             raise DataError(f"{row.where}: {len(clips)} videos: a sample has one at most")
         question, answer = turn.question.strip(), turn.answer
         video = clips[0] if clips else None
-        samples.append(Sample(tuple(own), question, answer, task or UNLABELLED, _objects(row), video, row.where))
+        samples.append(Sample(tuple(own), question, answer, task or UNLABELLED, objects, video, row.where))
     return samples
 
 
@@ -84,7 +84,12 @@ def _one_turn(row: Row, columns: Columns) -> Turn:
     if name.lower() == "instruction" and isinstance(more := row.fields.get("input"), str) and more.strip():
         question = f"{question}\n{without_placeholders(more, everywhere=False)}"  # Alpaca
     label = columns.first("answer", row.fields)[1]
-    options = options_of([get(row.fields, name) for name in columns.choices]) if columns.choices else []
+    written = [get(row.fields, name) for name in columns.choices]
+    options = options_of(written) if written else []
+    if not options and len(written) == 1 and not no_options(written[0]):
+        raise Unusable(
+            row.where, "options that cannot be told apart", f"they are {shown(written[0])}: make them a list"
+        )
     hint = columns.first("hint", row.fields)[1] if columns.choices or "hint" in columns.given else None
     hint = str(hint).strip() if hint is not None and str(hint).lower() != ABSENT else None
     if not options:
@@ -111,7 +116,18 @@ def _missing_question(row: Row, columns: Columns) -> Any:
             raise Unusable(row.where, "no question", f"the question is {value!r}: it must be a text that is not empty")
     others = ", ".join(columns.question if "question" in columns.given else NAMES["question"][1:])
     has = listing(list(row.fields)) or "no fields"
-    raise Unusable(row.where, f"no question (nor {others})", f"it has {has}: add question, or --columns question=NAME")
+    advice = f"it has {has}: add question, or --columns question=NAME"
+    raise Unusable(row.where, f"no question (nor {others})", advice, natural=bool(columns.conversation))
+
+
+def _about(row: Row, columns: Columns, listed: bool) -> tuple[str | None, list[dict]]:
+    """Task and drawn things."""
+    task = columns.first("task", row.fields)[1]
+    if not listed:
+        return (None if task is None else as_text(task)), []
+    if task is not None and not isinstance(task, str):
+        raise DataError(f"{row.where}: the task is {shown(task)}: it must be a text, or be left out")
+    return task, _objects(row)
 
 
 def _objects(row: Row) -> list[dict]:

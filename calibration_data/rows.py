@@ -107,7 +107,7 @@ class Unusable(DataError):
 
     def __init__(self, where: str, reason: str, advice: str, natural: bool = False) -> None:
         super().__init__(f"{where}: {reason}: {advice}")
-        self.reason, self.natural = reason, natural
+        self.reason, self.natural = reason.split(" (")[0], natural
 
 
 def choose_split(name: str, splits: Sequence[str], wanted: str | None) -> str:

@@ -81,9 +81,10 @@ def _only_split(source: Source, reading: Reading) -> Source:
     """The rows of the split that was asked for, where they name theirs, as ScienceQA's and MMBench's do."""
     if reading.split is None:
         return source
-    splits = list(dict.fromkeys(str(row["split"]) for row in source.peek(["split"]) if row["split"] is not None))
+    rows = source.peek(["split"]) if "split" in source.columns else []
+    splits = list(dict.fromkeys(str(row["split"]) for row in rows if row["split"] is not None))
     if reading.split not in splits:
         has = f"only {', '.join(splits[:12])}" if splits else "no split at all: leave --split out"
         raise DataError(f"{shown(Path(source.name))} has no split {shown(reading.split)}, {has}")
-    rows = [row for row in source.rows if str(row.fields.get("split")) == reading.split]
-    return replace(source, rows=rows, split=reading.split)
+    chosen = [row for row in source.rows if str(row.fields.get("split")) == reading.split]
+    return replace(source, rows=chosen, split=reading.split)

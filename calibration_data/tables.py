@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -36,16 +37,15 @@ def read_tables(files: Sequence[Path], reading: Reading) -> Source:
     builder = BUILDERS[files[0].suffix.lower()]
     with _explained(name, f"is it a whole {builder.capitalize()} file?"), _silent("datasets"):
         opened = datasets.load_dataset(builder, data_files=[str(file) for file in files])
-    return replace(_table(opened["train"], name, files[0].parent), kind=builder.capitalize())
+        return replace(_table(opened["train"], name, files[0].parent), kind=builder.capitalize())
 
 
 def read_saved(folder: Path, reading: Reading) -> Source:
     """A folder that ``save_to_disk`` wrote."""
     datasets = _datasets(str(folder))
     with _explained(str(folder), "save it again with save_to_disk"), _silent("datasets"):
-        opened = datasets.load_from_disk(str(folder))
-    split, table = _split(opened, str(folder), reading)
-    return replace(_table(table, str(folder), folder), kind="saved data set", split=split)
+        split, table = _split(datasets.load_from_disk(str(folder)), str(folder), reading)
+        return replace(_table(table, str(folder), folder), kind="saved data set", split=split)
 
 
 def read_dataset(name: str, reading: Reading) -> Source:
@@ -69,9 +69,8 @@ def read_dataset(name: str, reading: Reading) -> Source:
         if files is not None:
             split, parts = files
             return replace(join(name, parts), name=name, split=split, config=config, listed=False)
-        opened = datasets.load_dataset(name, reading.config)
-    split, table = _split(opened, name, reading)
-    source = _table(table, name, folder if folder.is_dir() else Path())
+        split, table = _split(datasets.load_dataset(name, reading.config), name, reading)
+        source = _table(table, name, folder if folder.is_dir() else Path())
     return replace(source, kind="data set", split=split, config=config)
 
 
@@ -244,13 +243,20 @@ def _explained(name: str, advice: str) -> Iterator[None]:
 
 @contextmanager
 def _silent(*names: str) -> Iterator[None]:
-    """Keep the loggers and progress bars of libraries still: what went wrong is told once, by us."""
+    """Keep loggers still, because what went wrong is told once, by us, and hide bars that nobody watches."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
+    hidden = not are_progress_bars_disabled() and not sys.stderr.isatty()
     try:
+        if hidden:
+            disable_progress_bars()
         for logger in loggers:
             logger.setLevel(logging.CRITICAL + 1)
         yield
     finally:
+        if hidden:
+            enable_progress_bars()
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -16,6 +16,7 @@ from typing import Any
 from halfv_data.documents import Unpacked, unpack
 from halfv_data.errors import DataError, shown
 from halfv_data.json_text import WrittenFloat, parse_json, read_text
+from halfv_data.pictures import is_picture
 from halfv_data.rows import LeftOut, Row, Source, brief, listing
 
 LINES = (".jsonl", ".ndjson")
@@ -139,6 +140,8 @@ def _table(text: str, suffix: str, file: Path) -> Iterator[Row]:
             f"{shown(file)}: broken {suffix[1:].upper()} ({reason}): a comma too many, or a quote that is not closed"
         ) from error
     names = [str(name) for name in table.columns]
+    if any(is_picture(Path(name)) for name in names):
+        raise DataError(f"{shown(file)}: its first line names no columns: write image{separator}question above it")
     if len(names) == 1 and others and _looks_like_row(names[0]):
         raise DataError(f"{shown(file)} has one column, {brief(names[0])!r}: its first line must name the columns")
     _share_pictures(table)

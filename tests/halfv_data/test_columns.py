@@ -175,5 +175,6 @@ def test_options_are_read_from_texts_and_lists():
     assert options_of(["['a', 'b']"]) == options_of(['["a", "b"]']) == options_of([["a", "b"]]) == ["a", "b"]
     assert options_of(["A. a\nB. b"]) == options_of(["a", "b", "nan", None, ""]) == ["a", "b"]
     assert options_of([{"text": ["a", "b"], "label": ["A", "B"]}]) == ["a", "b"]
+    assert options_of(["A. a B. b"]) == options_of(["a ) a , b ) b"]) == options_of(["(A) a\n(B) b"]) == ["a", "b"]
     assert options_of([[1, 2.5]]) == ["1", "2.5"]
     assert options_of(["[]"]) == options_of([None]) == options_of([["only"]]) == []

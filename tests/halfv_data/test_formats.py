@@ -286,6 +286,14 @@ LMMS = {  # columns as lmms-lab and others publish them, and what they ask
         {"question": ["What is it?"], "choices": [ANIMALS], "correct_choice_idx": [1], "direct_answers": [["dog"]]},
         [(MC, "B")],
     ),
+    "options in one line": (
+        {"question": ["What is it?"], "options": ["A. cat B. dog C. cow"], "answer": ["B"]},
+        [(MC, "B")],
+    ),
+    "columns that mean something else here": (
+        {"question": ["What?"], "answer": ["x"], "task": [3], "objects": [{"bbox": [[1, 2]], "id": [1]}]},
+        [("What?", "x")],
+    ),
     "options in the question (MMStar)": (
         {"question": ["What is it?\nOptions: A: cat, B: dog"], "answer": ["A"]},
         [("What is it?\nOptions: A: cat, B: dog", "A")],
@@ -377,6 +385,14 @@ def test_an_answer_that_is_none_of_the_options(tmp_path, png, folder, write):
     assert "1 left out: the answer is none of the options" in str(loaded.summary)
     rows = [{"image": "0.png", "question": "What is it?", "choices": ANIMALS, "answer": a} for a in ("dog", "horse")]
     with pytest.raises(DataError, match=r"line 2: the answer is none of the options: it is 'horse' of 3 options"):
+        load_data(write("s.jsonl", rows))
+
+
+def test_options_that_cannot_be_told_apart(folder, write):
+    rows = [{"image": "0.png", "question": "What is it?", "options": "cat or dog", "answer": "A"}]
+    with pytest.raises(
+        DataError, match=r"line 1: options that cannot be told apart: they are 'cat or dog': make them a"
+    ):
         load_data(write("s.jsonl", rows))
 
 
@@ -495,7 +511,7 @@ def test_one_sample_alone(folder, write):
     assert asked(write("t.json", {"image": "0.png", "question": "What?", "answer": "x"})) == [("What?", "x")]
 
 
-# --------------------------------------------------------------------------------------------------- tables and shards
+# ---------------------------------------------------------------------------------------------------- tables and shards
 
 
 @pytest.mark.parametrize("name", ["s.jsonl.gz", "s.json.gz", "s.csv.gz", "s.tsv.gz"])
@@ -568,7 +584,7 @@ def test_a_damaged_shard(write, png):
         load_data(write("c.tar", shard({"0.png": png[0][:5000], "0.json": b'{"question": "What?"}'})))
 
 
-# -------------------------------------------------------------------------------------------------- configs and splits
+# --------------------------------------------------------------------------------------------------- configs and splits
 
 
 CARD = """---
@@ -635,7 +651,7 @@ def test_splits_of_a_folder_of_pictures(folder, write):
     assert asked(folder, split="train") == [("train?", "007")]
 
 
-# ------------------------------------------------------------------------------------------------------------- videos
+# --------------------------------------------------------------------------------------------------------------- videos
 
 
 def test_videos(folder, write, drawn):

@@ -49,6 +49,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n"
             b"0.png|What?\n1.png|Where?\n",
             r"has one column, '0\.png\|What\?': its first line must name the col",
         ),
+        ("s.csv", b"0.png,What?\n1.png,Where?\n", r"its first line names no columns: write image,question above it"),
         ("s.csv", b"", r"s\.csv holds no samples"),
         ("s.parquet", b"PAR1....", r"s\.parquet could not be opened .*is it a whole Parquet file\?$"),
         ("s.xlsx", b"PK\x03\x04", r"s\.xlsx is a file of another kind: save the sheet as CSV"),
