@@ -127,7 +127,7 @@ def _given(role: str, name: str, source: Source, names: Sequence[str]) -> tuple[
     for column in wanted:
         if column not in names and column.split(".")[0] not in names:
             raise DataError(
-                f"--columns {role}={brief(name)}: {source.name} has no column {brief(column)}, only {listing(names)}"
+                f"--columns {role}={brief(name)}: {source} has no column {brief(column)}, only {listing(names)}"
             )
     return wanted
 
@@ -151,7 +151,7 @@ def _pictures(source: Source, known: tuple[str, ...], names: Sequence[str]) -> t
         known = tuple(dict.fromkeys([*typed, *known]))
         if len(source.pictures) > 1 and not numbered and _plain(typed[0]) not in NAMES["image"]:
             raise DataError(
-                f"{source.name} has several columns of pictures, {listing(source.pictures)}: add --columns image=NAME, "
+                f"{source} has several columns of pictures, {listing(source.pictures)}: add --columns image=NAME, "
                 "or image=ONE+TWO for a sample of several pictures"
             )
     groups = tuple((name,) for name in known)
@@ -164,7 +164,7 @@ def _asked_in(text: str, source: Source, answer: tuple[str, ...]) -> tuple[str, 
     if labelled or "question_id" in source.columns or _are_asked(text, source):
         return (text,)
     raise DataError(
-        f"{source.name}: its column {text} may be what is asked or a caption, and nothing says which: add "
+        f"{source}: its column {text} may be what is asked or a caption, and nothing says which: add "
         f"--columns question={text}, or --columns answer={text} (then {CAPTION!r} is asked)"
     )
 
@@ -193,9 +193,9 @@ def _check(columns: Columns, source: Source, names: Sequence[str]) -> None:
     if source.listed or not names:
         return
     if not (columns.question or columns.conversation or columns.captions):
-        raise DataError(f"{source.name} has {listing(names)}, and none is a question: add --columns question=NAME")
+        raise DataError(f"{source} has {listing(names)}, and none is a question: add --columns question=NAME")
     if not (columns.image or columns.video or columns.image_id or columns.conversation):
-        raise DataError(f"{source.name} has {listing(names)}, and none is a picture: add --columns image=NAME")
+        raise DataError(f"{source} has {listing(names)}, and none is a picture: add --columns image=NAME")
 
 
 def _with_labels(columns: Columns, source: Source) -> Columns:

@@ -117,13 +117,13 @@ def _pairs(folder: Path, found: _Found, pairs: dict[Path, Path], reading: Readin
                     "the answer, if known, in the second), or put all into a metadata.jsonl with file_name and question"
                 )
             rows += [
-                Row(str(picture), {"video" if is_video(picture) else "image": picture, **asked}, folder)
+                Row(shown(picture), {"video" if is_video(picture) else "image": picture, **asked}, folder)
                 for asked in _asked(pairs[picture])
             ]
         except DataError as error:
             if not reading.skip_bad:
                 raise
-            left_out.append(LeftOut(str(picture), "no question" if picture not in pairs else str(error)))
+            left_out.append(LeftOut(shown(picture), "no question" if picture not in pairs else str(error)))
     orphans = sorted(set(found.prompts.values()) - set(pairs.values()))
     notes = [f"{len(orphans)} {PROMPT} without a picture ({_names(orphans, folder)})"] if orphans else []
     if ignored := [*found.lists, *found.tables, *found.shards, *found.others]:

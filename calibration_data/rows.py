@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from halfv_data.errors import DataError
+from halfv_data.errors import DataError, shown
 
 SPLIT_ORDER = ("calibration", "validation", "val", "dev", "test", "train")
 
@@ -82,6 +82,9 @@ class Source:
     left_out: tuple[LeftOut, ...] = ()  # while reading
     notes: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        return shown(Path(self.name))
+
     def peek(self, names: Sequence[str], most: int = 1000) -> list[Mapping[str, Any]]:
         """The fields of these names, of up to ``most`` rows from all over the source; of "meta.answer", meta too."""
         names = list(dict.fromkeys([*names, *(name.split(".")[0] for name in names)]))
@@ -120,10 +123,10 @@ def choose_split(name: str, splits: Sequence[str], wanted: str | None) -> str:
     """
     if wanted is not None:
         if wanted not in splits:
-            raise DataError(f"{name} has no split {brief(wanted)}: choose --split from {listing(splits)}")
+            raise DataError(f"{shown(Path(name))} has no split {brief(wanted)}: choose --split from {listing(splits)}")
         return wanted
     if not splits:
-        raise DataError(f"{name} has no splits and no rows: give another source")
+        raise DataError(f"{shown(Path(name))} has no splits and no rows: give another source")
     return next((split for split in SPLIT_ORDER if split in splits), splits[0])
 
 

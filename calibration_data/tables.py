@@ -67,8 +67,7 @@ def read_dataset(name: str, reading: Reading) -> Source:
         config = builder.config.name if builder.config.name != "default" else reading.config
         files = _text_files(datasets, builder.config.data_files, name, reading)
         if files is not None:
-            split, parts = files
-            return replace(join(name, parts), name=name, split=split, config=config, listed=False)
+            return replace(join(name, files[1]), name=name, split=files[0], config=config, listed=False)
         split, table = _split(datasets.load_dataset(name, reading.config), name, reading)
         source = _table(table, name, folder if folder.is_dir() else Path())
     return replace(source, kind="data set", split=split, config=config)
@@ -89,9 +88,13 @@ def _builder(datasets: Any, name: str, config: str | None) -> Any:
     except ValueError as error:
         configs = datasets.get_dataset_config_names(name)
         if config is None and len(configs) > 1:
-            raise DataError(f"{name} has {len(configs)} configs: choose --config from {listing(configs)}") from error
+            raise DataError(
+                f"{shown(Path(name))} has {len(configs)} configs: choose --config from {listing(configs)}"
+            ) from error
         if config is not None and config not in configs:
-            raise DataError(f"{name} has no config {brief(config)}: choose --config from {listing(configs)}") from error
+            raise DataError(
+                f"{shown(Path(name))} has no config {brief(config)}: choose --config from {listing(configs)}"
+            ) from error
         raise
 
 
@@ -204,7 +207,9 @@ def _check_hub(datasets: Any, name: str) -> None:
     try:
         get_hf_file_metadata(hf_hub_url(name, "README.md", repo_type="dataset"), timeout=PROBE_SECONDS)
     except GatedRepoError as error:
-        raise DataError(f"{name} is gated: accept its terms on huggingface.co and run: hf auth login") from error
+        raise DataError(
+            f"{shown(Path(name))} is gated: accept its terms on huggingface.co and run: hf auth login"
+        ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise DataError(f"{nothing_here(name)}, and no dataset of that name is on the hub") from error
     except RemoteEntryNotFoundError:
