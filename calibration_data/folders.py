@@ -22,6 +22,7 @@ SPLITS = {  # what folders of splits are called
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
     "calibration": "calibration",
 }
+ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")  # not data, but about it
 PROMPT = ".txt"
 QUESTIONS = "questions_answers_YN"  # MME keeps its prompts there, beside a folder called images
 
@@ -82,7 +83,7 @@ def _look(folder: Path) -> _Found:
             found.shown.append(file)
         elif file.suffix.lower() == PROMPT:
             found.prompts[file.with_suffix("")] = file
-        elif text_suffix(file.name) and file.name != "dataset_info.json":
+        elif text_suffix(file.name) and file.name not in ABOUT:
             found.lists.append(file)
         elif file.suffix.lower() in BUILDERS:
             found.tables.append(file)

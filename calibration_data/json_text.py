@@ -41,8 +41,8 @@ class WrittenFloat(float):
         return self.text
 
 
-def read_text(file: Path) -> str:
-    """The text of a UTF-8 file, unpacked if its name ends in .gz.
+def read_text(file: Path, name: Path | None = None) -> str:
+    """The text of a UTF-8 file, unpacked if its name ends in .gz; ``name``, if it was downloaded under another one.
 
     Raises
     ------
@@ -51,25 +51,27 @@ def read_text(file: Path) -> str:
     """
     try:
         raw = file.read_bytes()
-        if file.suffix == ".gz":
+        if (name or file).suffix == ".gz":
             raw = gzip.decompress(raw)
     except gzip.BadGzipFile as error:
-        raise DataError(f"{shown(file)} is not gzip data: take .gz from its name") from error
+        raise DataError(f"{shown(name or file)} is not gzip data: take .gz from its name") from error
     except (EOFError, zlib.error) as error:
-        raise DataError(f"{shown(file)} is cut off or damaged gzip data: copy or download it again") from error
+        raise DataError(f"{shown(name or file)} is cut off or damaged gzip data: copy or download it again") from error
     except OSError as error:
-        raise DataError(f"{shown(file)} cannot be read ({error.strerror}): check its permissions") from error
+        raise DataError(f"{shown(name or file)} cannot be read ({error.strerror}): check its permissions") from error
     for start, what, advice in OTHER_KINDS:
         if raw[: len(start)].lower() == start.lower():
-            raise DataError(f"{shown(file)} is {what}: {advice}")
+            raise DataError(f"{shown(name or file)} is {what}: {advice}")
     if raw.startswith(UTF16) or b"\0" in raw[:100]:
-        raise DataError(f"{shown(file)} is UTF-16 or binary, not UTF-8 text: save it as UTF-8, or iconv -f UTF-16")
+        raise DataError(
+            f"{shown(name or file)} is UTF-16 or binary, not UTF-8 text: save it as UTF-8, or iconv -f UTF-16"
+        )
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         letter = raw[error.start : error.start + 1].decode("latin-1")
         raise DataError(
-            f"{shown(file)}: not UTF-8 text (byte {error.start}): save it as UTF-8 (it may be Latin-1 or "
+            f"{shown(name or file)}: not UTF-8 text (byte {error.start}): save it as UTF-8 (it may be Latin-1 or "
             f"Windows-1252, where that byte is {letter!r}: iconv -f WINDOWS-1252 -t UTF-8)"
         ) from error
 

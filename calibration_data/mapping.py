@@ -215,6 +215,8 @@ def _picture(value: Any, row: Row, reading: Reading) -> Picture:
 
 
 def _video(value: Any, row: Row, reading: Reading) -> Video:
+    if callable(value) or (isinstance(value, Mapping) and value.get("bytes") is not None):
+        raise DataError(f"{row.where}: its video is inside of the table or shard: save it as a file and give its path")
     place = _place(value, row, reading)
     return Video.of(place, row.where, Path() if isinstance(place, Path) else _start(row, reading), _hint(reading))
 
@@ -235,11 +237,13 @@ def _place(value: Any, row: Row, reading: Reading) -> Any:
     """
     if isinstance(value, Mapping) and is_missing(value.get("bytes")) and isinstance(value.get("path"), str):
         value = value["path"]
+    if isinstance(value, Mapping) and isinstance(value.get("url"), str):
+        value = value["url"]
     names = value if isinstance(value, Names) else (value,)
     for name in names:
         if not isinstance(name, str) or len(name) > LONGEST_PATH or "://" in name or name.startswith("data:"):
             continue
-        path = Path(os.path.expanduser(name))
+        path = Path(os.path.expanduser(name if "\\" not in name else name.replace("\\", "/")))
         tails = [Path(*path.parts[skipped:]) for skipped in range(len(path.parts))] if reading.images else [path]
         for start in (_start(row, reading), row.folder / "images"):
             for tail in tails:

@@ -122,6 +122,8 @@ def choose_split(name: str, splits: Sequence[str], wanted: str | None) -> str:
         If there is no such split, or none at all.
     """
     if wanted is not None:
+        if not splits:
+            raise DataError(f"{shown(Path(name))} has no splits: leave --split out")
         if wanted not in splits:
             raise DataError(f"{shown(Path(name))} has no split {brief(wanted)}: choose --split from {listing(splits)}")
         return wanted

@@ -110,7 +110,7 @@ def _text_files(
         return None
     local = datasets.DownloadManager().download(by_split[split])
     pairs = zip(local, by_split[split], strict=True)
-    return split, [read_text_file(Path(file), reading.skip_bad, Path(called).name) for file, called in pairs]
+    return split, [read_text_file(Path(file), reading.skip_bad, called) for file, called in pairs]
 
 
 def _split(opened: Any, name: str, reading: Reading) -> tuple[str | None, Any]:
@@ -179,7 +179,7 @@ def _table(opened: Any, name: str, folder: Path) -> Source:
     pictures, classes = [], {}
     for column, feature in opened.features.items():
         inner = getattr(feature, "feature", None)
-        if isinstance(feature, datasets.Image | datasets.Video):
+        if isinstance(feature, datasets.Image | getattr(datasets, "Video", datasets.Image)):
             opened = opened.cast_column(column, type(feature)(decode=False))
         elif isinstance(inner, datasets.Image):  # a list of pictures
             opened = opened.cast_column(column, type(feature)(datasets.Image(decode=False)))

@@ -39,25 +39,26 @@ def read_text_file(file: Path, skip_bad: bool = False, name: str = "") -> Source
     skip_bad : bool
         Leave out lines that are no JSON objects.
     name : str
-        Whose suffix counts, where the file has been downloaded under another name.
+        What the file is called, where it has been downloaded under another name.
 
     Raises
     ------
     DataError
         With file and line, and with the cause.
     """
-    suffix, text = text_suffix(name or file.name), read_text(file)
+    called = Path(name or file)
+    suffix, text = text_suffix(called.name), read_text(file, called)
     if suffix in TABLES:
-        return Source(str(file), suffix[1:].upper(), list(_table(text, suffix, file)), listed=True)
-    document = _document(text, file, suffix)
+        return Source(str(called), suffix[1:].upper(), list(_table(text, suffix, called)), listed=True)
+    document = _document(text, called, suffix)
     left_out: list[LeftOut] = []
     if document is None:
-        rows = list(_lines(text, file, left_out if skip_bad else None))
-        return Source(str(file), "JSON Lines", rows, listed=True, left_out=tuple(left_out))
+        rows = list(_lines(text, called, left_out if skip_bad else None))
+        return Source(str(called), "JSON Lines", rows, listed=True, left_out=tuple(left_out))
     unpacked = unpack(document, file)
-    rows = list(_entries(unpacked, file, left_out if skip_bad else None))
+    rows = list(_entries(unpacked, called, left_out if skip_bad else None))
     kind, notes = unpacked.kind, unpacked.notes
-    return Source(str(file), kind, rows, listed=unpacked.listed, left_out=tuple(left_out), notes=notes)
+    return Source(str(called), kind, rows, listed=unpacked.listed, left_out=tuple(left_out), notes=notes)
 
 
 def _document(text: str, file: Path, suffix: str) -> Any:

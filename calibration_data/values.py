@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections import Counter
 from typing import Any
 
@@ -16,6 +17,15 @@ def as_text(value: Any) -> str:
     return str(value)
 
 
+def _spelt_list(text: str) -> str | list[str]:
+    """Several answers that a table holds as one text, as VLMEvalKit's do; any other text as it is."""
+    try:
+        answers = ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return text
+    return answers if answers and all(isinstance(answer, str) for answer in answers) else text
+
+
 def read_answer(value: Any, where: str) -> str | None:
     """The answer in a field; of several, as VQA sets have them, the most common one (the first among equals).
 
@@ -26,6 +36,8 @@ def read_answer(value: Any, where: str) -> str | None:
     """
     if hasattr(value, "tolist"):
         value = value.tolist()
+    if isinstance(value, str) and value.startswith("["):
+        value = _spelt_list(value)
     if isinstance(value, list | tuple):
         found = [item.get("answer", item) if isinstance(item, dict) else item for item in value]
         if not all(isinstance(item, str) or is_missing(item) for item in found):

@@ -105,6 +105,21 @@ def test_captions_are_answers(folder, write, name):
     assert asked(write("s.jsonl", [{"image": "0.png", name: "A star."}])) == [(CAPTION, "A star.")]
 
 
+@pytest.mark.parametrize("small", [0, 10_000])
+def test_damaged_pictures_are_left_out_and_others_drawn(folder, write, monkeypatch, small):
+    monkeypatch.setattr("halfv_data.load.SMALL", small)  # a list of any length
+    for number in (1, 4):
+        (folder / f"{number}.png").write_bytes(b"damaged")
+    file = write("s.jsonl", [{"image": f"{n}.png", "question": f"{n}?"} for n in range(6)])
+    for n in range(1, 7):
+        loaded = load_data(file, n, reading=Reading(skip_bad=True))
+        assert len(loaded.samples) == min(n, 4)
+        assert not {"1?", "4?"} & {sample.question for sample in loaded.samples}
+    assert [out.where[-6:] for out in loaded.summary.left_out] == ["line 2", "line 5"]
+    with pytest.raises(DataError, match=r"is not an image.*\(2 of 6 rows cannot be used; --skip-bad leaves them out\)"):
+        load_data(file)
+
+
 # ----------------------------------------------------------------------------------------------------------- --columns
 
 

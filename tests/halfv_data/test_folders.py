@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import pytest
 from PIL import Image
 
@@ -102,6 +103,22 @@ def test_a_folder_with_one_list_is_that_list(tmp_path_factory, folder, name):
     data = content.encode() if content else gzip.compress(json.dumps(row).encode())
     (lists / name).write_bytes(data)
     assert asked(lists) == [("What?", "007")]
+
+
+def test_a_cloned_repository_with_a_picture_in_its_card(tmp_path, png):
+    table = datasets.Dataset.from_dict({"image": [{"bytes": png[0]}], "question": ["What?"]})
+    (tmp_path / "data").mkdir()
+    table.cast_column("image", datasets.Image()).to_parquet(tmp_path / "data/train-00000-of-00001.parquet")
+    (tmp_path / "logo.png").write_bytes(png[1])
+    (tmp_path / "README.md").write_text("# A data set\n")
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    assert asked(tmp_path) == [("What?", None)]
+
+
+def test_a_folder_without_splits(folder):
+    (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "question": "What?"}')
+    with pytest.raises(DataError, match="has no splits: leave --split out"):
+        load_data(folder, reading=Reading(split="train"))
 
 
 def test_lists_of_several_splits(tmp_path_factory, folder):

@@ -552,6 +552,19 @@ def shard(samples):
     return file.getvalue()
 
 
+def test_answers_that_a_table_spells_as_a_list(folder, write):
+    rows = """0.png,What?,"['x', 'y', 'y']"\n0.png,What?,"[1, 2]"\n0.png,What?,[sic]\n"""
+    answers = [answer for _, answer in asked(write("t.csv", f"image,question,answer\n{rows}"))]
+    assert answers == ["y", "[1, 2]", "[sic]"]
+
+
+def test_paths_of_another_system(folder, write, drawn):
+    (folder / "sub").mkdir()
+    (folder / "2.png").rename(folder / "sub/2.png")
+    file = write("t.jsonl", [{"image": "sub\\2.png", "question": "?"}, {"image": {"url": "0.png"}, "question": "?"}])
+    assert shown(file, drawn) == [[2], [0]]
+
+
 def test_webdataset_shards(write, png, drawn):
     row = {"question": "What?", "answer": "3.10"}
     for number in range(2):
@@ -666,6 +679,11 @@ def test_videos(folder, write, drawn):
     assert samples[1].video.load() == [drawn[0].image, drawn[1].image]
     assert samples[0].question == prompt("What happens?", "A. cat", "B. dog") and samples[0].answer == "B"
     assert samples[2].question == "What happens?"
+
+
+def test_a_video_inside_of_a_shard(write):
+    with pytest.raises(DataError, match=r"its video is inside of the table or shard: save it as a file"):
+        load_data(write("v.tar", shard({"0.mp4": b"...", "0.json": b'{"question": "What?"}'})))
 
 
 def test_videos_named_by_id(folder, write):
