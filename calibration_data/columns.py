@@ -96,6 +96,8 @@ def guess(source: Source, given: Mapping[str, str]) -> Columns:
     found["choices"] = found["choices"][:1] or option_columns(names)
     found["conversation"] = _conversations(source, found["conversation"])
     found |= {role: columns for role, columns in asked.items() if role != "image"}
+    if "question" in asked and "conversation" not in asked:
+        found["conversation"] = ()
     captions, is_caption = found.pop("caption"), False
     if (shard_text := known.get("txt")) and captions == (shard_text,) and _are_asked(shard_text, source):
         found["question"] += (shard_text,)

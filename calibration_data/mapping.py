@@ -63,9 +63,12 @@ def _turns(row: Row, columns: Columns) -> Iterator[Turn]:
             turns = [turn for turn in turns_of(said, row.where) if turn.question]
             if not turns:
                 raise Unusable(row.where, "no question", "a conversation needs a turn by human or user", natural=True)
+            if "answer" in columns.given:
+                turns[0].answer = read_answer(columns.first("answer", row.fields)[1], row.where)
             yield from turns
             return
-    for pair in row.fields.get("history") or []:  # ms-swift: what was said before
+    history = row.fields.get("history")  # ms-swift: what was said before
+    for pair in history if isinstance(history, list) else []:
         if isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair):
             yield Turn(without_placeholders(pair[0]), pair[1])
     yield _one_turn(row, columns)

@@ -4,13 +4,23 @@ import json
 
 import datasets
 import pytest
-from hypothesis import given, settings
-from hypothesis.strategies import booleans, integers, lists
+from hypothesis import HealthCheck, given, settings
+from hypothesis.strategies import (
+    booleans,
+    dictionaries,
+    floats,
+    integers,
+    lists,
+    none,
+    recursive,
+    sampled_from,
+    text,
+)
 from PIL import Image
 
 from halfv_data import DataError, Reading, load_data
 from halfv_data.choices import ask, label_form, options_of, right_option
-from halfv_data.columns import CAPTION
+from halfv_data.columns import CAPTION, NAMES
 
 
 def asked(source, **how):
@@ -134,6 +144,41 @@ def test_columns_overrule_every_guess(folder, write, drawn):
     choices = {"choices": "first+second", "hint": "about"}
     file = write("c.jsonl", [{**row, "first": "a", "second": "b", "about": "Look.", "answer": "B"}])
     assert asked(file, columns=choices) == [(ask("What?", ["a", "b"], "Look."), "B")]
+
+
+def test_columns_overrule_a_conversation(folder, write):
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "x"}]
+    file = write("s.jsonl", [{"image": "0.png", "conversations": turns, "short": "Where?", "gold": "y"}])
+    assert asked(file) == [("What?", "x")]
+    assert asked(file, columns={"answer": "gold"}) == [("What?", "y")]
+    assert asked(file, columns={"question": "short", "answer": "gold"}) == [("Where?", "y")]
+
+
+KEYS = [name for names in NAMES.values() for name in names] + ["A", "B", "choice_a", "choice_b", "history", "split"]
+scalars = (
+    none() | booleans() | integers(-5, 5) | floats() | text(max_size=4) | sampled_from(["0.png", "A", "['a', 'b']"])
+)
+values = recursive(
+    scalars | sampled_from([[{"role": "user", "content": "What?"}], [{"user": "What?"}], ["0.png", "1.png"]]),
+    lambda inner: (
+        lists(inner, max_size=3) | dictionaries(sampled_from(["text", "path", "bytes", "type", "url"]), inner)
+    ),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(row=dictionaries(sampled_from(KEYS), values, max_size=6), nested=booleans(), good=booleans())
+def test_whatever_is_in_known_columns_is_used_or_refused(folder, row, nested, good):
+    row = {"image": "0.png", "question": "What?", **row} if good else row
+    (folder / "s.json").write_text(json.dumps({"data": [row]} if nested else [row]))
+    try:
+        (sample, *_) = load_data(folder / "s.json", reading=Reading(turns="all")).samples
+    except DataError as error:
+        assert "s.json" in str(error) and len(str(error)) < 1000
+    else:
+        assert sample.question.strip() and (sample.pictures or sample.video)
+        assert sample.answer is None or sample.answer.strip()
 
 
 @pytest.mark.parametrize(
