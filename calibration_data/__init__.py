@@ -9,8 +9,24 @@
 """
 
 from halfv_data.errors import DataError
-from halfv_data.load import load_samples, open_image, shipped_question
+from halfv_data.load import load_data, load_samples, shipped_question
+from halfv_data.pictures import Picture, Video, is_picture, open_image
 from halfv_data.questions import TASKS
+from halfv_data.rows import Reading
 from halfv_data.samples import Sample, fingerprint, scenes
 
-__all__ = ["TASKS", "DataError", "Sample", "fingerprint", "load_samples", "open_image", "scenes", "shipped_question"]
+__all__ = [
+    "TASKS",
+    "DataError",
+    "Picture",
+    "Reading",
+    "Sample",
+    "Video",
+    "fingerprint",
+    "is_picture",
+    "load_data",
+    "load_samples",
+    "open_image",
+    "scenes",
+    "shipped_question",
+]

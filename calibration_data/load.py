@@ -1,80 +1,52 @@
-"""Samples from files: the shipped set, a folder, a JSON Lines file, or anything that ``datasets`` opens.
+"""Samples from whatever people have: the shipped set, folders, lists, tables, shards, and data sets of the hub.
 
-Every source becomes a list of rows, and a row knows where it came from, so that an error can name file and line. Text
-rows are checked when the source is read, rows of a dataset when they are chosen. The pictures of the chosen rows are
-decoded in full, because a picture that is cut off shows itself only at its last pixel.
+A reader gives rows (`sources`), names say which column is what (`columns`), rows become samples (`mapping`), and here
+some of them are drawn. The pictures of those are decoded once, one after the other, because one that is cut off shows
+itself only at its last pixel; what is kept is the file.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import logging
-import os
 import random
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from PIL import Image, ImageOps
-
-from halfv_data.errors import DataError
-from halfv_data.samples import UNLABELLED, Sample, scenes
+from halfv_data.columns import Columns, guess, used
+from halfv_data.errors import DataError, shown
+from halfv_data.json_text import read_text
+from halfv_data.mapping import samples_of
+from halfv_data.rows import LeftOut, Reading, Source, Unusable
+from halfv_data.samples import Sample, scenes
+from halfv_data.sources import EXPECTED, read_source
+from halfv_data.summary import Loaded, Summary
 
 DEFAULT = Path(__file__).parent / "default"
 METADATA = "metadata.jsonl"
 SHIPPED_SEED = 0
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-TABLES = {".parquet": "parquet", ".json": "json", ".csv": "csv", ".arrow": "arrow"}  # suffix: builder in ``datasets``
-SPLIT_ORDER = ("calibration", "validation", "val", "test", "train")
-IMAGE = ("image", "file_name", "images", "img", "image_path", "picture")
-QUESTION = ("question", "prompt", "text", "query", "instruction")
-ANSWER = ("answer", "answers", "multiple_choice_answer", "label_text", "response")
-PROBE_SECONDS = 10
-EXPECTED = (
-    "expected nothing (the shipped samples), a folder of images with prompts, a .jsonl file with image and question, "
-    "or a dataset name or folder that `datasets` opens"
-)
+SMALL = 10_000  # rows of a list that is checked as a whole; of a longer one, and of a data set, those that are drawn
 
 
-@dataclass(frozen=True)
-class _Row:
-    where: str  # "samples.jsonl line 7"
-    picture: Callable[[], Image.Image]
-    question: str
-    answer: str | None
-    task: str
-    objects: list[dict]
-
-    def sample(self) -> Sample:
-        return Sample(self.picture(), self.question, self.answer, self.task, self.objects)
-
-
-def load_samples(source: str | Path | None = None, n: int = 100, seed: int = 0) -> list[Sample]:
-    """Load up to n samples, in the order of the source.
+def load_data(source: str | Path | None = None, n: int = 100, seed: int = 0, reading: Reading | None = None) -> Loaded:
+    """Load up to n samples, in the order of the source, and say what was loaded.
 
     Parameters
     ----------
     source : str or Path, optional
-        None or "default": the shipped set, and behind it more scenes of the same stream.
-        A folder: images beside a metadata.jsonl (file_name, question, ...), or each
-        X.png beside an X.txt with the question in the first line and perhaps the answer in the second. A .jsonl file:
-        rows with image (path, relative to the file), question, and perhaps answer and task. Otherwise what
-        ``datasets.load_dataset`` opens, with columns image, question (or prompt, text), answer (or answers).
+        None or "default": the shipped set, and behind it more scenes of the same stream. Else a folder, a file, a
+        pattern of files, or a name on the hub; docs/data.md lists the forms.
     n : int
         Fewer come back if the source has fewer (the shipped one never does); from more, n are drawn.
     seed : int
-        Decides which ones are drawn.
+        Decides which usable ones are drawn.
+    reading : Reading, optional
+        Columns, folder of pictures, config, split, turns, and whether bad rows are left out.
 
     Returns
     -------
-    list of Sample
-        With RGB images.
+    Loaded
 
     Raises
     ------
@@ -83,31 +55,23 @@ def load_samples(source: str | Path | None = None, n: int = 100, seed: int = 0) 
     """
     if n <= 0:
         raise DataError(f"{n} samples asked for: ask for at least 1")
-    rows = _read(source)
-    if not rows:
-        raise DataError(f"{source} holds no samples: {EXPECTED}")
-    rng = random.Random(f"halfv/subset/{seed}")
-    drawn = sorted(range(len(rows)), key=lambda _: rng.random())[:n]
-    more = islice(scenes(n, SHIPPED_SEED), len(rows), None) if source is None or source == "default" else ()
-    return [*(rows[i]() for i in sorted(drawn)), *more]
+    reading = reading or Reading()
+    if source is None or str(source) == "default":
+        return _load_shipped(n, seed, reading)
+    return _draw(read_source(source, reading), n, seed, reading)
+
+
+def load_samples(
+    source: str | Path | None = None, n: int = 100, seed: int = 0, reading: Reading | None = None
+) -> list[Sample]:
+    """The samples of `load_data` alone."""
+    return load_data(source, n, seed, reading).samples
 
 
 def shipped_question() -> tuple[Path, str]:
     """Path of the first shipped picture and the question about it: something to try a model on."""
-    first = json.loads(_read_text(_shipped()).split("\n", 1)[0])
+    first = json.loads(read_text(_shipped()).split("\n", 1)[0])
     return DEFAULT / first["file_name"], first["question"]
-
-
-def open_image(path: str | Path) -> Image.Image:
-    """Open one picture as RGB, decoded to its last pixel and turned upright by its EXIF tag.
-
-    Raises
-    ------
-    DataError
-        If it is missing, not an image, cut off, or has more than 8 bits a channel, or if the path is a URL.
-    """
-    file = _image_file(os.path.expanduser(path), Path(), where="", hint="check the path")
-    return _decode(file, str(file))
 
 
 def _shipped() -> Path:
@@ -116,272 +80,105 @@ def _shipped() -> Path:
     return DEFAULT / METADATA
 
 
-def _read(source: str | Path | None) -> list[Callable[[], Sample]]:
-    if source is None or source == "default":
-        return _from_lines(_shipped())
-    if not str(source).strip():
-        raise DataError(f"the source is an empty string: {EXPECTED}")
-    path = Path(os.path.expanduser(source))
-    if path.is_dir():
-        return _from_folder(path)
-    if path.suffix == ".jsonl" and path.is_file():
-        return _from_lines(path)
-    if path.suffix in TABLES and path.is_file():
-        return _from_dataset(str(path), TABLES[path.suffix], data_files=str(path))
-    if path.is_file():
-        raise DataError(f"{path} is a file of another kind: {EXPECTED}")
-    if path.suffix in {".jsonl", *TABLES, *IMAGE_SUFFIXES} or path.is_absolute() or str(source)[0] in ".~":
-        raise DataError(f"{path} does not exist: {EXPECTED}")
-    return _from_dataset(str(source), str(source))
+def _load_shipped(n: int, seed: int, reading: Reading) -> Loaded:
+    loaded = _draw(read_source(_shipped(), Reading()), n, seed, reading)
+    more = list(islice(scenes(n, SHIPPED_SEED), loaded.summary.rows, None))
+    samples = [*loaded.samples, *more]
+    answers = loaded.summary.answers + len(more)
+    summary = replace(loaded.summary, source="default", kind="shipped", samples=len(samples), answers=answers)
+    return Loaded(samples, replace(summary, drawn=len(more)))
 
 
-# ---------------------------------------------------------------------------------------------------- files and folders
+def _draw(source: Source, n: int, seed: int, reading: Reading) -> Loaded:
+    """n samples of the usable rows: the rows in an order that the seed decides, until there are enough."""
+    if not len(source.rows):
+        broken = f", {len(source.left_out)} rows are broken" if source.left_out else ""
+        raise DataError(f"{shown(Path(source.name))} holds no samples{broken}: {EXPECTED}")
+    mapper = _Mapper(source, guess(source, reading.columns), reading)
+    rng = random.Random(f"halfv/subset/{seed}")
+    order = sorted(range(len(source.rows)), key=lambda _: rng.random())
+    if source.listed and len(order) <= SMALL:
+        mapper.map_all()
+        mapper.refuse_bad()
+    chosen: list[tuple[tuple[int, int], Sample]] = []
+    for index in order:
+        for turn, sample in enumerate(mapper.usable(index)):
+            chosen.append(((index, turn), sample))
+        if len(chosen) + (0 if reading.skip_bad else len(mapper.bad)) >= n:
+            break
+    mapper.refuse_bad()
+    samples = [sample for _, sample in sorted(chosen[:n], key=lambda item: item[0])]
+    if not samples:
+        first = mapper.first_error or DataError("nothing was left")
+        raise DataError(f"{shown(Path(source.name))}: none of {len(order)} rows can be used; {first}") from first
+    return Loaded(samples, mapper.summary(samples))
 
 
-def _from_folder(folder: Path) -> list[Callable[[], Sample]]:
-    if (folder / METADATA).is_file():
-        return _from_lines(folder / METADATA)
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-    is_dataset = any(file.suffix in TABLES or file.suffix == ".jsonl" for file in files)
-    if is_dataset and not any(image.with_suffix(".txt").is_file() for image in images):
-        return _from_dataset(str(folder), str(folder))
-    if not images:
-        raise DataError(f"{folder} holds no images: {EXPECTED}")
-    return [_from_pair(image).sample for image in images]
+class _Mapper:
+    """Rows to samples, with a record of those that are left out."""
 
+    def __init__(self, source: Source, columns: Columns, reading: Reading) -> None:
+        self.source, self.columns, self.reading = source, columns, reading
+        self.mapped: dict[int, list[Sample]] = {}
+        self.left_out: dict[int, LeftOut] = {}
+        self.first_error: DataError | None = None
+        self.bad: list[DataError] = []  # errors, as opposed to what a data set has by nature
 
-def _from_pair(image: Path) -> _Row:
-    prompt = image.with_suffix(".txt")
-    if not prompt.is_file():
-        raise DataError(
-            f"{image} has no question: write it into {prompt.name} beside it (first line; the answer, if known, in the "
-            f"second), or put all questions into a {METADATA} with file_name and question"
+    def map_all(self) -> None:
+        """Look at every row, so that a bad one is named whether it is drawn or not."""
+        for index in range(len(self.source.rows)):
+            self.map(index)
+
+    def refuse_bad(self) -> None:
+        """Raise the first error with the number of all, unless they are to be left out."""
+        if self.bad and not self.reading.skip_bad:
+            count = f"{len(self.bad)} of {len(self.mapped)} rows cannot be used; --skip-bad leaves them out"
+            raise DataError(f"{self.bad[0]} ({count})") from self.bad[0]
+
+    def map(self, index: int) -> list[Sample]:
+        """The samples of a row; none if it is left out."""
+        if index not in self.mapped:
+            self.mapped[index] = []
+            row = self.source.rows[index]
+            try:
+                self.mapped[index] = samples_of(row, self.columns, self.reading, self.source.listed)
+            except Unusable as error:
+                self._leave_out(index, row.where, error, error.natural or not self.source.listed)
+            except DataError as error:
+                self._leave_out(index, row.where, error, False)
+        return self.mapped[index]
+
+    def usable(self, index: int) -> Iterator[Sample]:
+        """The samples of a row whose pictures can be decoded to their last pixel."""
+        for sample in self.map(index):
+            try:
+                sample.fingerprint  # noqa: B018, decodes them and remembers what it saw
+            except DataError as error:
+                self._leave_out(index, sample.where, error, False)
+                return
+            yield sample
+
+    def _leave_out(self, index: int, where: str, error: DataError, expected: bool) -> None:
+        self.first_error = self.first_error or error
+        if not expected:
+            self.bad.append(error)
+        reason = error.reason if isinstance(error, Unusable) else str(error).removeprefix(where).lstrip(": ")
+        self.left_out[index] = LeftOut(where, reason, bad=not expected)
+
+    def summary(self, samples: list[Sample]) -> Summary:
+        source = self.source
+        broken = len(source.left_out)
+        return Summary(
+            source=source.name,
+            kind=source.kind,
+            rows=len(source.rows) + broken,
+            seen=len(self.mapped) + broken,
+            columns=self.columns,
+            used=used(self.columns, source),
+            samples=len(samples),
+            answers=sum(sample.answer is not None for sample in samples),
+            left_out=(*source.left_out, *(self.left_out[index] for index in sorted(self.left_out))),
+            config=source.config,
+            split=source.split,
+            notes=source.notes,
         )
-    lines = [line.strip() for line in _read_text(prompt).splitlines()]
-    if not lines or not lines[0]:
-        raise DataError(f"{prompt} line 1: no question: write it into the first line")
-    answer = lines[1] if len(lines) > 1 and lines[1] else None
-    where = str(image)
-    return _Row(where, lambda: _decode(image, where), lines[0], answer, UNLABELLED, [])
-
-
-def _from_lines(file: Path) -> list[Callable[[], Sample]]:
-    rows: list[Callable[[], Sample]] = []
-    for number, line in enumerate(_read_text(file).split("\n"), 1):
-        if line.strip():
-            where = f"{file} line {number}"
-            rows.append(_from_fields(_parse(line, where), where, file.parent).sample)
-    return rows
-
-
-def _parse(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: broken JSON ({error}): every line must be one complete JSON object") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: {_shown(row)} is not an object: write {{'image': ..., 'question': ...}} in JSON")
-    return row
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8 text (byte {error.start}): save it as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"{file} cannot be read ({error.strerror}): check its permissions") from error
-
-
-# ------------------------------------------------------------------------------------------------------------- datasets
-
-
-def _from_dataset(name: str, builder: str, **options: Any) -> list[Callable[[], Sample]]:
-    """Rows of a dataset, each read when it is chosen; pictures stay encoded, so that a bad one can be named."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(f"{name} needs the datasets library: pip install datasets") from error
-    opened = _open_dataset(datasets, name, builder, options)
-    for column, feature in opened.features.items():
-        if isinstance(feature, datasets.Image):
-            opened = opened.cast_column(column, datasets.Image(decode=False))
-        elif isinstance(getattr(feature, "feature", None), datasets.Image):  # a list of pictures
-            opened = opened.cast_column(column, type(feature)(datasets.Image(decode=False)))
-    return [partial(_dataset_sample, opened, name, index) for index in range(len(opened))]
-
-
-def _dataset_sample(opened: Any, name: str, index: int) -> Sample:
-    folder = Path(name) if Path(name).is_dir() else Path(name).parent
-    return _from_fields(opened[index], f"{name} ({opened.split}) row {index}", folder).sample()
-
-
-def _open_dataset(datasets: Any, name: str, builder: str, options: dict[str, Any]) -> Any:
-    """One split of a hub dataset, a local dataset folder or a ``save_to_disk`` folder."""
-    saved = any((Path(name) / marker).is_file() for marker in ("state.json", "dataset_dict.json"))
-    try:
-        with _silent("huggingface_hub", "datasets"):
-            if not Path(name).exists():
-                _check_hub(datasets, name)
-            opened = datasets.load_from_disk(name) if saved else datasets.load_dataset(builder, **options)
-    except DataError:
-        raise
-    except Exception as error:  # a dozen kinds: no network, no such name, several configurations, a broken file
-        reason = str(error).strip().split("\n")[0]
-        raise DataError(
-            f"{name} could not be opened as a dataset ({type(error).__name__}: {reason}): {EXPECTED}. "
-            "Without a network, download the dataset first or give a local folder"
-        ) from error
-    if not isinstance(opened, dict):
-        return opened
-    split = next((split for split in SPLIT_ORDER if split in opened), next(iter(opened), None))
-    if split is None:
-        raise DataError(f"{name} has no splits and no rows: {EXPECTED}")
-    return opened[split]
-
-
-def _check_hub(datasets: Any, name: str) -> None:
-    """Ask the hub once whether there is such a dataset, because ``datasets`` would retry for a long time."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        RemoteEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    try:
-        get_hf_file_metadata(hf_hub_url(name, "README.md", repo_type="dataset"), timeout=PROBE_SECONDS)
-    except GatedRepoError as error:
-        raise DataError(f"{name} is gated: accept its terms on huggingface.co and run: hf auth login") from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise DataError(f"{name} is neither a path here nor a dataset on the hub: {EXPECTED}") from error
-    except RemoteEntryNotFoundError:
-        pass  # a dataset without a README
-    except Exception:  # no network, or none wanted: what was downloaded before can still be opened
-        *namespace, last = name.split("/")
-        cached = "___".join([*namespace, datasets.naming.camelcase_to_snakecase(last)])
-        if not (Path(datasets.config.HF_DATASETS_CACHE) / cached).is_dir():
-            raise
-
-
-@contextmanager
-def _silent(*names: str) -> Iterator[None]:
-    """Keep the loggers of libraries still: what went wrong is told once, by us."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL + 1)
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-# ----------------------------------------------------------------------------------------------------------------- rows
-
-
-def _from_fields(row: Mapping[str, Any], where: str, folder: Path) -> _Row:
-    question = _field(row, QUESTION, where)
-    if not isinstance(question, str) or not question.strip():
-        raise DataError(f"{where}: the question is {_shown(question)}: it must be a text that is not empty")
-    task = row.get("task")
-    if task is not None and not isinstance(task, str):
-        raise DataError(f"{where}: the task is {_shown(task)}: it must be a text, or be left out")
-    picture = _picture(_field(row, IMAGE, where), where, folder)
-    return _Row(where, picture, question.strip(), _answer(row, where), task or UNLABELLED, _objects(row, where))
-
-
-def _field(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> Any:
-    for name in names:
-        if row.get(name) is not None:
-            return row[name]
-    others = ", ".join(names[1:])
-    raise DataError(f"{where}: no {names[0]} (nor {others}); it has {', '.join(row) or 'no fields'}: add {names[0]}")
-
-
-def _answer(row: Mapping[str, Any], where: str) -> str | None:
-    """The answer; of a list of answers, as VQA sets have them, the most common one (the first among equals)."""
-    answer = next((row[name] for name in ANSWER if row.get(name) is not None), None)
-    if isinstance(answer, list):
-        texts = [item.get("answer") if isinstance(item, dict) else item for item in answer]
-        if not all(isinstance(text, str) for text in texts):
-            raise DataError(f"{where}: the answers are {_shown(answer)}: they must be texts")
-        answer = Counter(texts).most_common(1)[0][0] if texts else None
-    if isinstance(answer, int | float) and not isinstance(answer, bool):
-        answer = str(answer)
-    if answer is not None and not isinstance(answer, str):
-        raise DataError(f"{where}: the answer is {_shown(answer)}: it must be a text, or be left out")
-    return answer
-
-
-def _objects(row: Mapping[str, Any], where: str) -> list[dict]:
-    """The drawn things; metadata.jsonl holds them as JSON in a string, because their fields differ."""
-    objects = row.get("objects") or []
-    if isinstance(objects, str):
-        try:
-            objects = json.loads(objects)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: objects is broken JSON ({error}): mend it or leave objects out") from error
-    if not isinstance(objects, list) or not all(isinstance(thing, dict) for thing in objects):
-        raise DataError(f"{where}: objects is {_shown(objects)}: it must be a list of objects, or be left out")
-    return objects
-
-
-def _picture(value: Any, where: str, folder: Path) -> Callable[[], Image.Image]:
-    """How to decode an image field: a path, or what ``datasets`` stores (bytes or a path)."""
-    if isinstance(value, list):
-        if len(value) != 1:
-            raise DataError(f"{where}: {len(value)} images: a sample has exactly one")
-        value = value[0]
-    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
-        encoded: bytes = value["bytes"]
-        return lambda: _decode(io.BytesIO(encoded), where)
-    if isinstance(value, dict):
-        value = value.get("path")
-    if not isinstance(value, str) or not value:
-        raise DataError(f"{where}: the image is {_shown(value)}: it must be the path of an image file")
-    file = _image_file(value, folder, f"{where}: ", hint="check the path (relative paths start at the list)")
-    return lambda: _decode(file, f"{where}: {file}")
-
-
-# ------------------------------------------------------------------------------------------------------------- pictures
-
-
-def _image_file(path: str, folder: Path, where: str, hint: str) -> Path:
-    """Where a picture is; refused unless a file is there."""
-    if "://" in path:
-        raise DataError(f"{where}image {_shown(path)} is a URL: download it, because only local files are opened")
-    file = folder / path
-    try:
-        if file.is_dir():
-            raise DataError(f"{where}image {file} is a folder: name one image file")
-        if not file.is_file():
-            raise DataError(f"{where}image {file} does not exist: {hint}")
-    except (OSError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{where}image path {_shown(path)} cannot be read ({error}): check it") from error
-    return file
-
-
-def _decode(encoded: Path | io.BytesIO, where: str) -> Image.Image:
-    try:
-        with Image.open(encoded) as image:
-            image.load()
-            mode = image.mode
-            upright = ImageOps.exif_transpose(image)
-    except Image.UnidentifiedImageError as error:
-        raise DataError(f"{where} is not an image: give a PNG, JPEG, WebP, BMP, GIF or TIFF file") from error
-    except Exception as error:  # Pillow's decoders raise many kinds on damaged files, SyntaxError and struct.error too
-        raise DataError(f"{where} is damaged or cut off ({error}): copy or save the image again") from error
-    if mode.startswith(("I", "F")):
-        raise DataError(f"{where} has pixels of mode {mode!r}, more than 8 bits: save it with 8 bits a channel")
-    return upright.convert("RGB")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

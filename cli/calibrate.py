@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from halfv_cli.data_options import ColumnNames, Config, Data, Images, SkipBad, Split, Turns, reading
 from halfv_cli.options import MODEL_HELP, Device, Dtype
 
 if TYPE_CHECKING:
@@ -22,15 +23,19 @@ if TYPE_CHECKING:
 
 NULL_SAMPLES = 8  # curves of random weights hardly differ between samples
 NULL_BELOW = 1e9  # parameters
+REASONS_TOLD = 10
 CLOSE_AGREEMENT = 0.9  # below it, the user hears how to trade speed for agreement
 
 
 def calibrate(
     model: Annotated[str, typer.Option(help=MODEL_HELP)],
-    data: Annotated[
-        str,
-        typer.Option(help="default (shipped), a folder of pictures with prompts, a .jsonl file, or a data set name."),
-    ] = "default",
+    data: Data = "default",
+    columns: ColumnNames = None,
+    images: Images = None,
+    config: Config = None,
+    split: Split = None,
+    turns: Turns = "first",
+    skip_bad: SkipBad = False,
     samples: Annotated[
         int | None,
         typer.Option(min=1, help="How many samples to measure on; 100, for a goal more.", show_default=False),
@@ -71,24 +76,32 @@ def calibrate(
     from halfv_accel.files import check_writable
     from halfv_accel.settings import Settings
     from halfv_cli.models import lasting_name, open_model
-    from halfv_data import fingerprint, load_samples
+    from halfv_data import fingerprint, load_data
     from halfv_probe.calibration.calibrate import calibrate as measure
     from halfv_probe.calibration.journal import Journal, header
     from halfv_probe.calibration.search import usual_samples
-    from halfv_probe.trials.prompts import Prompts
+    from halfv_probe.trials.prompts import Prompts, check_samples
 
     check_writable(out)
     started = time.perf_counter()
     wanted = samples or usual_samples(goal)
-    loaded = load_samples(data, wanted, seed)
+    how = reading(columns, images, config, split, turns, skip_bad)
+    loaded = load_data(data, wanted, seed, how)
+    found = len(loaded.samples)
     vlm, processor = open_model(model, device, dtype)
-    if len(loaded) < wanted:
-        typer.echo(f"{data} holds {len(loaded)} samples, fewer than {wanted}: using all of them", err=True)
+    console = Console(stderr=True)
+    with _progress(console) as show:
+        usable, refusals = check_samples(processor, loaded.samples, show if console.is_terminal else _unseen)
+    bad = [str(out) for out in loaded.summary.left_out if out.bad]
+    _tell_bad(bad, found + len(bad), skip_bad)
+    _tell_bad(refusals, found, skip_bad)
+    if found < wanted:
+        typer.echo(f"{data} holds {found} samples, fewer than {wanted}: using all of them", err=True)
     place = out.with_name(out.name + ".journal")
     settings = Settings(
         model_id=lasting_name(model),
         data=data,
-        data_fingerprint=fingerprint(loaded),
+        data_fingerprint=fingerprint(usable),
         seed=seed,
         fidelity=fidelity,
         k=eigenvalues,
@@ -100,8 +113,9 @@ def calibrate(
         typer.echo(f"note: {place} of an earlier calibration is overwritten; --resume would go on with it", err=True)
     journal = Journal(place, header(vlm, settings, batch_size), resume)
     try:
-        with _progress(Console(stderr=True)) as show:
-            prompts = Prompts(processor, loaded, vlm.device, batch_size)
+        with _progress(console) as show:
+            prompts = Prompts(processor, usable, vlm.device, batch_size)
+            show = _told_first(str(loaded.summary), show)
             profile = measure(vlm, prompts, settings, journal=journal, progress=show)
     except KeyboardInterrupt:
         typer.echo(f"\ninterrupted; {place} keeps what was measured: the same command with --resume goes on", err=True)
@@ -111,6 +125,33 @@ def calibrate(
     profile.save(out)
     journal.remove()
     _print_choices(profile, out, time.perf_counter() - started)
+
+
+def _told_first(line: str, show: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
+    """``show``, with a line on stderr before its first step: where nothing is measured, only the error is told."""
+    untold = [line]
+
+    def telling(step: str, done: int, total: int) -> None:
+        if untold and done:
+            typer.echo(untold.pop(), err=True)
+        show(step, done, total)
+
+    return telling
+
+
+def _tell_bad(reasons: list[str], found: int, skip_bad: bool) -> None:
+    """Say which samples cannot be used; stop there, unless they are to be left out and others remain."""
+    from halfv_accel import HalfVError
+
+    if not reasons:
+        return
+    if len(reasons) == found:
+        raise HalfVError(f"none of {found} samples can be used; the first: {reasons[0]}")
+    if not skip_bad:
+        raise HalfVError(f"{reasons[0]} ({len(reasons)} of {found} samples cannot be used; --skip-bad leaves them out)")
+    for reason in reasons[:REASONS_TOLD]:
+        typer.echo(f"left out: {reason}", err=True)
+    typer.echo(f"{len(reasons)} of {found} samples cannot be used and are left out", err=True)
 
 
 def _goal(max_drop: float | None, target_flops: float | None, confidence: float) -> Goal:
@@ -181,6 +222,10 @@ def _lines() -> Callable[[str, int, int], None]:
             typer.echo(f"{step}: {total} samples, {time.perf_counter() - started:.1f} s", err=True)
 
     return show
+
+
+def _unseen(step: str, done: int, total: int) -> None:
+    """No line for the check: where it finds something, that one line is all there is to say."""
 
 
 def _print_choices(profile: Profile, out: Path, seconds: float) -> None:

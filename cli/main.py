@@ -9,6 +9,7 @@ import typer
 
 from halfv_cli.bench import bench
 from halfv_cli.calibrate import calibrate
+from halfv_cli.data import data
 from halfv_cli.plot_entropy import plot_entropy
 from halfv_cli.report import report
 from halfv_cli.run import run
@@ -22,6 +23,7 @@ app = typer.Typer(
     help="Measure where a vision-language model stops needing its visual tokens, then make it faster.",
 )
 app.command("calibrate", short_help="Measure a model; write profile.json.")(calibrate)
+app.command("data", short_help="Show what would be used of some data.")(data)
 app.command("plot-entropy", short_help="Draw a profile's curves.")(plot_entropy)
 app.command("report", short_help="Write a page about a profile.")(report)
 app.command("bench", short_help="Time a model with and without a plan.")(bench)

@@ -17,6 +17,7 @@ from transformers.utils import is_torchvision_available
 from halfv_accel.errors import HalfVError
 
 VIDEO = "video_processor"  # what transformers calls the video half
+NEEDS_TORCHVISION = "videos need torchvision, which is missing: pip install torchvision, or give pictures"
 
 
 def load_processor(source: str, config: Any, **options: Any) -> Any:
@@ -57,7 +58,7 @@ class PicturesOnly(ProcessorMixin):
 
     def __call__(self, images: Any = None, text: Any = None, videos: Any = None, **settings: Any) -> Any:
         if videos is not None:
-            raise HalfVError("videos need torchvision, which is missing: pip install torchvision, or give pictures")
+            raise HalfVError(NEEDS_TORCHVISION)
         return super().__call__(images=images, text=text, **settings)
 
     @classmethod

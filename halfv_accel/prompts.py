@@ -9,12 +9,15 @@ import torch
 from transformers import BatchFeature, LlavaProcessor, ProcessorMixin, VideoLlavaProcessor
 
 from halfv_accel.errors import HalfVError
-from halfv_accel.processors import brief
+from halfv_accel.processors import NEEDS_TORCHVISION, VIDEO, PicturesOnly, brief
+
+Turn = tuple[Sequence[Any], str] | tuple[Sequence[Any], str, Any]  # pictures, question, and perhaps a video
 
 # What LLaVA-1.5 and Video-LLaVA were trained on, for their checkpoints from before chat templates.
 VICUNA_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() }}: {% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>\n{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+    "{% if part['type'] in ('image', 'video') %}<{{ part['type'] }}>\n"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
     "{% endfor %} {% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 
@@ -48,17 +51,22 @@ def chat_inputs(
     return batch_inputs(processor, [(images, question)], device)
 
 
-def batch_inputs(
-    processor: ProcessorMixin, turns: Sequence[tuple[Sequence[Any], str]], device: torch.device | str = "cpu"
-) -> BatchFeature:
-    """Several user turns of (pictures, question), each a row of its own, padded on the left; else as `chat_inputs`."""
+def batch_inputs(processor: ProcessorMixin, turns: Sequence[Turn], device: torch.device | str = "cpu") -> BatchFeature:
+    """Several user turns, each a row of its own, padded on the left; else as `chat_inputs`.
+
+    Parameters
+    ----------
+    turns : sequence of tuple
+        (pictures, question), or (pictures, question, video): the path of a file, or its frames as PIL images.
+    """
     template = None if getattr(processor, "chat_template", None) else _other_template(processor)
-    for token in _placeholders(processor):
-        if any(token in question for _, question in turns):
-            raise HalfVError(f"the question holds {token}, which stands for a picture or a video: take it out")
+    for _, question, *videos in turns:
+        _check_question(processor, question)
+        if any(video is not None for video in videos):
+            _check_watches(processor)
     try:
         inputs = processor.apply_chat_template(
-            [[_user_turn(images, question)] for images, question in turns],
+            [[_user_turn(*turn)] for turn in turns],
             chat_template=template,
             add_generation_prompt=True,
             tokenize=True,  # here, because transformers then adds no second start token to a template that writes one
@@ -66,16 +74,41 @@ def batch_inputs(
             return_tensors="pt",
             processor_kwargs=dict(padding=True, padding_side="left") if len(turns) > 1 else {},
         )
-    except ValueError as error:
+    except HalfVError:
+        raise
+    except Exception as error:  # processors check little: what they cannot take shows in many ways
+        reason = brief(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {brief(error)}"
         raise HalfVError(
-            f"the picture(s) or question could not be prepared ({brief(error)}): give others, e.g. a cropped picture"
+            f"the picture(s) or question could not be prepared ({reason}): give others, e.g. a cropped picture"
         ) from error
     return inputs.to(device)
 
 
-def _user_turn(images: Sequence[Any], question: str) -> dict[str, Any]:
+def _user_turn(images: Sequence[Any], question: str, video: Any = None) -> dict[str, Any]:
     pictures = [{"type": "image", "image": image} for image in images]
-    return {"role": "user", "content": [*pictures, {"type": "text", "text": question}]}
+    films = [] if video is None else [{"type": "video", "video": video}]
+    return {"role": "user", "content": [*pictures, *films, {"type": "text", "text": question}]}
+
+
+def _check_question(processor: ProcessorMixin, question: str) -> None:
+    """Refuse what stands for a picture, and what no tokenizer can read: a lone surrogate."""
+    for token in _placeholders(processor):
+        if token in question:
+            raise HalfVError(f"the question holds {token}, which stands for a picture or a video: take it out")
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:
+        raise HalfVError(
+            f"the question holds \\u{ord(question[error.start]):04x}, half of a character, which cannot be encoded as "
+            "text: write that character again"
+        ) from error
+
+
+def _check_watches(processor: ProcessorMixin) -> None:
+    if isinstance(processor, PicturesOnly):
+        raise HalfVError(NEEDS_TORCHVISION)
+    if VIDEO not in processor.get_attributes():
+        raise HalfVError(f"{type(processor).__name__} takes no videos: give pictures, or a model that watches videos")
 
 
 def _other_template(processor: ProcessorMixin) -> str:

@@ -60,5 +60,5 @@ class Settings(Document):
     null_samples: int = Field(default=0, ge=0)
 
     def measured(self) -> dict[str, object]:
-        """What a measurement depends on; goals, k and the clock may change between a calibration and its resumption."""
-        return self.model_dump(include={"data_fingerprint", "seed", "fidelity"})
+        """What every measurement depends on; samples, goals, k and the clock may change before it is gone on with."""
+        return self.model_dump(include={"seed", "fidelity"})

@@ -234,12 +234,12 @@ def _latency(measure: Measurements, pruned: Trials[Candidate], wanted: bool) -> 
         return [None] * len(pruned.candidates)
     plans = [candidate.plan(measure.fidelity) for candidate in pruned.candidates]
     batches = range(min(LATENCY_SAMPLES, len(measure.sizes)))
-    recall = measure.journal.recall
     found: list[NDArray[np.float64]] = []
     for index in batches:
         measure.progress("latency", index, len(batches))
-        inputs = measure.prompts[index]
-        found.append(np.array(recall(f"latency/{index}", lambda x=inputs: latency_saved(measure.model, x, plans))))  # type: ignore[misc]
+        key = f"latency/{' '.join(measure.names[index])}"
+        seconds = measure.journal.recall(key, lambda i=index: latency_saved(measure.model, measure.prompts[i], plans))  # type: ignore[misc]
+        found.append(np.array(seconds))
     measure.progress("latency", len(batches), len(batches))
     return np.median(found, axis=0).tolist()
 

@@ -1,15 +1,17 @@
 """Measurements on disk as they are made, so that a calibration that was killed goes on where it was.
 
-One JSON line a measurement, after a first line that says what is being measured. Numbers survive exactly (JSON holds
-Python's shortest representation of a float64), so a resumed calibration gives the profile that an uninterrupted one
-gives. A last line that was cut off by the kill is ignored.
+One JSON line for what was measured at a time (a batch), after a first line that says what is being measured. A line
+holds a result for each key, and keys name samples by what is in them: whoever mends one row of the data measures that
+row again, and no other. Numbers survive exactly (JSON holds Python's shortest representation of a float64), so a
+resumed calibration gives the profile that an uninterrupted one gives. A last line that was cut off by the kill is
+ignored, so a batch is remembered whole or not at all.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -50,11 +52,23 @@ class Journal:
 
     def recall(self, key: str, measure: Callable[[], Any]) -> Any:
         """The result of this key: from the journal, or measured now and written down. It must be JSON."""
-        if key not in self.found:
-            result = measure()
-            self._write({"key": key, "result": result})
-            self.found[key] = result
-        return self.found[key]
+        return self.recall_all([key], lambda _: [measure()])[0]
+
+    def recall_all(self, keys: Sequence[str], measure: Callable[[list[int]], Sequence[Any]]) -> list[Any]:
+        """The results of these keys; those that are missing are measured together and written down in one line.
+
+        Parameters
+        ----------
+        keys : sequence of str
+        measure : callable
+            Given the places in `keys` of what is missing, returns the result of each; they must be JSON.
+        """
+        missing = [place for place, key in enumerate(keys) if key not in self.found and key not in keys[:place]]
+        if missing:
+            results = dict(zip((keys[place] for place in missing), measure(missing), strict=True))
+            self._write({"results": results})
+            self.found |= results
+        return [self.found[key] for key in keys]
 
     def __enter__(self) -> Journal:
         return self
@@ -83,8 +97,8 @@ class Journal:
                 return
             first, *rest = [json.loads(line) for line in complete]
             names = [name for name in {**expected, **first} if first.get(name) != expected.get(name)]
-            measured = {entry["key"]: entry["result"] for entry in rest}
-        except (OSError, ValueError, KeyError, TypeError):
+            measured = {key: result for entry in rest for key, result in entry["results"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise HalfVError(f"{path} is not a journal of halfv calibrate: remove it, or leave out --resume") from None
         if names:
             raise HalfVError(
@@ -115,7 +129,10 @@ class Journal:
 
 
 def header(model: PreTrainedModel, settings: Settings, batch_size: int) -> dict[str, Any]:
-    """What a calibration measures: the model, its weights (a sample of each tensor), and what the settings ask for."""
+    """What a calibration measures: the model, its weights (a sample of each tensor), and what the settings ask for.
+
+    The samples are not in it: every result is kept under its own sample's fingerprint.
+    """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(name.encode())

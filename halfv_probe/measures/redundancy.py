@@ -66,19 +66,19 @@ def layer_redundancy(
     ValueError
         If no prompt holds a visual token.
     """
-    return _measure(model, inputs, tokens, suffix=False).layer.mean(dim=0)
+    return redundancies(model, inputs, tokens, suffix=False).layer.mean(dim=0)
 
 
 def redundancies(
-    model: PreTrainedModel, inputs: Mapping[str, Any], tokens: Literal["visual", "text"] = "visual"
+    model: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    tokens: Literal["visual", "text"] = "visual",
+    suffix: bool = True,
 ) -> Redundancies:
-    """Redundancy of every layer and of every suffix of layers, prompt by prompt; otherwise as `layer_redundancy`."""
-    return _measure(model, inputs, tokens, suffix=True)
+    """Redundancy of every layer and of every suffix of layers, prompt by prompt; otherwise as `layer_redundancy`.
 
-
-def _measure(
-    model: PreTrainedModel, inputs: Mapping[str, Any], tokens: Literal["visual", "text"], suffix: bool
-) -> Redundancies:
+    Without ``suffix``, the suffixes are left out, which halves the work.
+    """
     replay = Replay(model, inputs)
     visual = replay.prefill.visual
     if not visual.any():

@@ -5,9 +5,12 @@ import re
 import pytest
 import torch
 from PIL import Image
+from transformers import BatchFeature
+from transformers.utils import is_torchvision_available
 
 from halfv_accel import load_model
-from halfv_accel.prompts import chat_inputs
+from halfv_accel.processors import VIDEO
+from halfv_accel.prompts import batch_inputs, chat_inputs
 from tiny_vlm.llava import TinyLlava
 from tiny_vlm.qwen import TinyQwen
 
@@ -93,3 +96,70 @@ def test_every_family_s_placeholders_in_a_question(loaded):
         if (token_id := getattr(model.config, name, None)) is not None:
             token = processor.tokenizer.convert_ids_to_tokens(token_id)
             refusal(lambda token=token: chat_inputs(processor, [], f"What is {token}?"), "take it out")
+
+
+@pytest.mark.parametrize("half", ["\ud800", "a\udc80b", "\udfff"])
+def test_half_a_character_in_the_question(half):
+    for family in FAMILIES.values():
+        refusal(
+            lambda family=family: chat_inputs(family.processor(), [SQUARE], half), "holds .u.*, half of a character"
+        )
+
+
+@pytest.mark.parametrize("question", ["a\0b", "\ufffe", "\U0010ffff", "\x1b[0m"])
+def test_odd_characters_are_text(question):
+    for family in FAMILIES.values():
+        assert "pixel_values" in chat_inputs(family.processor(), [SQUARE], question)
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError("no such mode"), IndexError("17"), ZeroDivisionError(), ValueError("thin")]
+)
+def test_however_a_processor_refuses_it_is_one_sentence(monkeypatch, error):
+    processor = FAMILIES["tiny-llava"].processor()
+
+    def refuses(*_, **__):
+        raise error
+
+    monkeypatch.setattr(type(processor.image_processor), "__call__", refuses)
+    named = "thin" if isinstance(error, ValueError) else type(error).__name__
+    refusal(lambda: chat_inputs(processor, [SQUARE], "Where?"), rf"could not be prepared \({named}.*\): give others")
+
+
+# --------------------------------------------------------------------------------------------------------------- videos
+
+
+class Watching:
+    """A processor with a video half, as transformers has them where torchvision is; it keeps what it was told."""
+
+    chat_template = "some"
+
+    def get_attributes(self):
+        return ["image_processor", "tokenizer", "video_processor"]
+
+    def apply_chat_template(self, conversations, **_):
+        self.told = conversations
+        return BatchFeature({})
+
+
+def test_a_video_is_told_after_the_pictures_and_before_the_question():
+    processor = Watching()
+    batch_inputs(processor, [([SQUARE], "What?", "a.mp4"), ([], "Where?", [SQUARE, SQUARE]), ([SQUARE], "Who?")])
+    told = [[(part["type"], part[part["type"]]) for part in turn[0]["content"]] for turn in processor.told]
+    assert told == [
+        [("image", SQUARE), ("video", "a.mp4"), ("text", "What?")],
+        [("video", [SQUARE, SQUARE]), ("text", "Where?")],
+        [("image", SQUARE), ("text", "Who?")],
+    ]
+
+
+def test_where_videos_cannot_be_watched_a_sentence_says_why(loaded):
+    _, processor = loaded
+    watching = VIDEO in type(processor).__mro__[1].get_attributes()
+    if watching and is_torchvision_available():
+        pytest.skip("torchvision is installed here")
+    reason = (
+        "videos need torchvision, which is missing: pip" if watching else "Processor takes no videos: give pictures"
+    )
+    refusal(lambda: batch_inputs(processor, [([], "What?", [SQUARE, SQUARE])]), reason)
+    assert "input_ids" in batch_inputs(processor, [([SQUARE], "What?", None)])

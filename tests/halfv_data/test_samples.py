@@ -157,7 +157,11 @@ def test_fingerprint_sees_pixels_question_answer_and_order():
     a, b = scenes(2, seed=0)
     pixel = a.image.copy()
     pixel.putpixel((0, 0), (1, 2, 3))
-    others = [Sample(pixel, a.question, a.answer), Sample(a.image, "?", a.answer), Sample(a.image, a.question, None)]
+    others = [
+        Sample.of(pixel, a.question, a.answer),
+        Sample.of(a.image, "?", a.answer),
+        Sample.of(a.image, a.question, None),
+    ]
     prints = [fingerprint(samples) for samples in ([a], [b], [a, b], [b, a], *([other] for other in others))]
     assert len(set(prints)) == len(prints)
     assert all(re.fullmatch("[0-9a-f]{16}", digest) for digest in prints)

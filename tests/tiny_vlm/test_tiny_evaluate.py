@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import tiny_vlm
-from halfv_data import scenes
+from halfv_data import Sample, scenes
 from tiny_vlm import evaluate as module
 from tiny_vlm.evaluate import Scores, answers, conditions, evaluate, prompt, table
 from tiny_vlm.invisible import invisible_visual_tokens
@@ -28,7 +28,7 @@ def logits(tiny, sample, **options):
 
 
 def grey(sample):
-    return replace(sample, image=Image.new("RGB", sample.image.size, (128,) * 3))
+    return replace(sample, pictures=Sample.of(Image.new("RGB", sample.image.size, (128,) * 3), "").pictures)
 
 
 def hooks(model):

@@ -24,10 +24,10 @@ from halfv_accel import HalfVError, Profile, accelerate
 from halfv_accel.adapters import Family, family_of
 from halfv_accel.budget import floor_share
 from halfv_accel.plan import Then
-from halfv_accel.prompts import chat_inputs
+from halfv_accel.prompts import batch_inputs
 from halfv_accel.strategies import LastTokenAttention, Strategy
 from halfv_accel.strategies.registry import View
-from halfv_probe.trials.prompts import AskedPicture
+from halfv_probe.trials.prompts import AskedPicture, turn
 
 MERGED_GRIDS = (
     "Qwen2VLForConditionalGeneration",
@@ -103,7 +103,7 @@ def map_tokens(
         The profile's; it is left as it was.
     processor : ProcessorMixin
     samples : iterable
-        With ``image`` (PIL) and ``question``.
+        With ``images`` (PIL) and ``question``; tokens are drawn on a sample's picture where it has one only.
     profile : Profile
 
     Raises
@@ -115,7 +115,8 @@ def map_tokens(
     family, plan = family_of(model), profile.plan()
     maps = []
     for sample in samples:
-        inputs = chat_inputs(processor, [sample.image], sample.question, model.device)
+        pictures, question, video = turn(sample)
+        inputs = batch_inputs(processor, [(pictures, question, video)], model.device)
         watch = _Watch(plan.stages[0].strategy, profile.ivr.anchor_ratio)
         stages = (replace(plan.stages[0], strategy=watch), *plan.stages[1:])
         with accelerate(model, replace(plan, stages=stages)) as run:
@@ -125,8 +126,10 @@ def map_tokens(
         visual = family.visual_positions(inputs["input_ids"])[0].cpu()
         kept = [mask[0].cpu()[visual].numpy() for mask in run.last.kept]
         left = [KeptBy(s.name, s.layer, s.then, mask) for s, mask in zip(run.last.stages, kept, strict=True)]
-        image, grid = locate(family, processor, inputs, sample.image, int(visual.sum()))
-        maps.append(TokenMap(sample.question, image, grid, left, *watch.found(int(visual.sum()))))
+        alone = len(pictures) == 1 and video is None  # several pictures have no one grid
+        count = int(visual.sum())
+        image, grid = locate(family, processor, inputs, pictures[0], count) if alone else (None, None)
+        maps.append(TokenMap(sample.question, image, grid, left, *watch.found(count)))
     return maps
 
 

@@ -93,12 +93,42 @@ def test_a_journal_that_was_closed_goes_on(folder, wanted):
     assert path.read_bytes() == whole
 
 
+@given(keys=st.lists(st.text(max_size=2), max_size=9), known=st.sets(st.text(max_size=2), max_size=9))
+def test_of_several_results_those_that_are_missing_are_measured_once_and_together(folder, keys, known):
+    path = folder / "several.journal"
+    wanted = {key: [key, 0.1] for key in {*keys, *known}}
+    fill(Journal(path, HEADER), {key: wanted[key] for key in sorted(known)})
+    journal, asked = Journal(path, HEADER, resume=True) if known else Journal(path, HEADER), []
+
+    def measure(places):
+        asked.append([keys[place] for place in places])
+        return [wanted[keys[place]] for place in places]
+
+    before = len(path.read_bytes().splitlines()) if known else 0
+    assert journal.recall_all(keys, measure) == [wanted[key] for key in keys]
+    journal.close()
+    missing = [key for key in dict.fromkeys(keys) if key not in known]
+    assert asked == ([missing] if missing else [])
+    if missing and before:
+        assert len(path.read_bytes().splitlines()) == before + 1
+    assert fill(Journal(path, HEADER, resume=True), {key: wanted[key] for key in keys})[1] == []
+
+
+def test_a_batch_that_was_not_written_to_its_end_is_forgotten_whole(tmp_path):
+    path = tmp_path / "journal"
+    with Journal(path, HEADER) as journal:
+        journal.recall_all(["a", "b"], lambda places: places)
+        journal.recall_all(["c", "d"], lambda places: places)
+    path.write_bytes(path.read_bytes()[:-3])
+    assert set(Journal(path, HEADER, resume=True).found) == {"a", "b"}
+
+
 def test_every_result_is_on_disk_before_the_next_is_measured(tmp_path):
     journal = Journal(tmp_path / "journal", HEADER)
     for number in range(3):
         journal.recall(str(number), lambda number=number: number)
         lines = (tmp_path / "journal").read_bytes().splitlines()
-        assert [json.loads(line)["result"] for line in lines[1:]] == list(range(number + 1))
+        assert [json.loads(line)["results"] for line in lines[1:]] == [{str(n): n} for n in range(number + 1)]
     journal.close()
 
 
@@ -170,7 +200,8 @@ FOREIGN = {
     "a number": b"3\n",
     "other lines": json.dumps(HEADER).encode() + b'\n{"step": 1}\n',
     "lists as lines": json.dumps(HEADER).encode() + b"\n[1]\n",
-    "a hole": json.dumps(HEADER).encode() + b'\n{"key": "a", "resu\n{"key": "b", "result": 1}\n',
+    "a hole": json.dumps(HEADER).encode() + b'\n{"results": {"a"\n{"results": {"b": 1}}\n',
+    "results of another kind": json.dumps(HEADER).encode() + b'\n{"results": [1]}\n',
 }
 
 
@@ -224,4 +255,6 @@ def test_the_header_tells_models_weights_and_settings_apart(mini):
     assert header(model, Settings(), 8) not in others
     other_goal = Settings(goal=Goal(kind="max_drop", value=0.1), k=16, latency=True, null_samples=3)
     assert header(model, other_goal, 8) == header(model, Settings(), 8)  # what was measured serves them, too
+    other_data = Settings(data="mended.jsonl", data_fingerprint="f00")
+    assert header(model, other_data, 8) == header(model, Settings(), 8)  # results are kept under their own samples
     json.dumps(header(model, Settings(), 8))
