@@ -3,6 +3,7 @@
 import base64
 import gc
 import io
+import json
 import logging
 import re
 import struct
@@ -305,13 +306,18 @@ def test_what_was_loaded_holds_no_decoded_picture(tmp_path, monkeypatch):
         rows.append(f'{{"image": "{number}.jpg", "question": "What?"}}')
     (tmp_path / "rows.jsonl").write_text("\n".join(rows))
     samples = load_samples(tmp_path / "rows.jsonl")
-    assert len({fingerprint([sample]) for sample in samples}) == 8
-    assert len(fingerprint(samples)) == 16
-    assert len(most) == 8  # decoded once each, to be checked and for the fingerprint
+    assert len({sample.fingerprint for sample in samples}) == 8
+    assert len(most) == 8  # decoded once each, to be checked and for the sample's own fingerprint
+    assert fingerprint(samples) == fingerprint(load_samples(tmp_path / "rows.jsonl"))
     assert max(most) <= before + 1
     assert decoded_alive() == before
     assert samples[0].image.size == (512, 512)
     assert decoded_alive() == before
+
+
+def test_the_shipped_samples_have_the_fingerprint_that_committed_profiles_tell():
+    profile = json.loads((Path(__file__).parents[2] / "reports/tiny_vlm/tiny-llava/profile.json").read_text())
+    assert fingerprint(load_samples()) == profile["calibration"]["data_fingerprint"]
 
 
 def test_samples_of_several_pictures():
