@@ -43,7 +43,7 @@ def calibrate(
     target_flops: Annotated[
         float | None, typer.Option(help="Most faithful plan within this share of the prefill FLOPs, e.g. 0.45.")
     ] = None,
-    confidence: Annotated[float, typer.Option(help="Of the bound behind --max-drop.")] = 0.95,
+    confidence: Annotated[float, typer.Option(help="Of the bound behind --max-drop.")] = 0.99,
     k: Annotated[
         str, typer.Option("--k", help="Eigenvalues in the entropy: elbow, a number, or a share of the energy (0.9).")
     ] = "elbow",

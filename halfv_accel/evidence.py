@@ -243,7 +243,12 @@ class Evidence(Document):
                 yield field, getattr(self, field), layers + 1
         for k, curves in self.entropy_by_k.items():
             for tokens, spread in curves.items():
-                yield f"entropy_by_k.{k}.{tokens}", spread.mean, layers + 1
+                yield f"entropy_by_k.{k}.{tokens}.mean", spread.mean, layers + 1
+                yield f"entropy_by_k.{k}.{tokens}.std", spread.std, layers + 1
+        if self.null is not None:
+            for tokens, curve in self.null.entropy.items():
+                yield f"null.entropy.{tokens}", curve, layers + 1
+            yield "null.layer_kl", self.null.layer_kl, layers
         if self.maturity:
             yield "maturity", self.maturity, layers + 1
         for field in ("layer_kl", "suffix_kl", "suffix_agreement", "attention_to_visual"):

@@ -25,7 +25,7 @@ class Goal(Document):
 
     kind: Literal["paper", "max_drop", "target_flops"] = "paper"
     value: Share | None = Field(default=None, description="The drop not to exceed, or the FLOPs to stay within.")
-    confidence: Share = Field(default=0.95, description="Of the one-sided bound on the drop.")
+    confidence: Share = Field(default=0.99, description="Of the one-sided bound on the drop.")
 
 
 class Settings(Document):

@@ -144,6 +144,9 @@ CHANGES = [
         r"evidence\.entropy: the curve of all is missing",
     ),
     ("evidence", "layer_kl", [1.0], "layer_kl has 1 values"),
+    ("evidence", "entropy_by_k", {"4": {"all": dict(mean=[1.0] * 7, std=[1.0])}}, r"entropy_by_k\.4\.all\.std has 1 "),
+    ("evidence", "null", dict(seed=0, samples=1, entropy=curves(), layer_kl=[1.0]), r"null\.layer_kl has 1 values"),
+    ("evidence", "null", dict(seed=0, samples=1, entropy={"all": [1.0]}, layer_kl=[1.0] * 6), r"null\.entropy\.all has"),
 ]
 
 

@@ -94,7 +94,7 @@ def test_a_budget_that_no_plan_meets_is_refused(case):
 
 
 def test_a_promise_that_so_few_samples_cannot_show_is_refused_at_once(case):
-    with pytest.raises(HalfVError, match="3 samples leave 3 for the test, and 149 are needed"):
+    with pytest.raises(HalfVError, match="3 samples leave 3 for the test, and 228 are needed"):
         calibrate(*case, NAMES.model_copy(update={"goal": Goal(kind="max_drop", value=0.02)}))
 
 

@@ -91,12 +91,13 @@ def test_a_promise_is_tested_in_order_up_to_the_first_plan_that_fails(trials, li
             choose(trials, goal)
 
 
-def test_promises_are_broken_no_more_often_than_the_confidence_allows():
+@pytest.mark.parametrize("confidence", [0.95, 0.99])
+def test_promises_are_broken_no_more_often_than_the_confidence_allows(confidence):
     """Plans whose true losses straddle the limit, chosen on one half and tested on the other."""
     rng, broken, runs = np.random.default_rng(0), 0, 400
     true = np.linspace(0.05, 0.001, 30)
     flops = np.linspace(0.2, 0.9, 30)
-    goal = Goal(kind="max_drop", value=0.02)
+    goal = Goal(kind="max_drop", value=0.02, confidence=confidence)
     candidates = tuple(Candidate(1 + n, 0.5, 0.2) for n in range(30))
     for _ in range(runs):
         seen, behind = (rng.random((30, n)) < true[:, None] for n in (300, 800))
@@ -106,7 +107,7 @@ def test_promises_are_broken_no_more_often_than_the_confidence_allows():
         last = Trials(left.candidates, left.flops, behind[numbers], ~behind[numbers], np.zeros((len(numbers), 800)))
         with suppress(HalfVError):
             broken += true[numbers[choose(last, goal)]] > 0.02
-    assert broken / runs <= 0.05 + 2 * (0.05 * 0.95 / runs) ** 0.5
+    assert broken / runs <= (1 - confidence) + 2 * (confidence * (1 - confidence) / runs) ** 0.5
 
 
 @given(trials=outcomes())
