@@ -10,7 +10,7 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 
 from halfv_accel import HalfVError
-from halfv_accel.prompts import Turn, batch_inputs
+from halfv_accel.prompts import batch_inputs
 
 
 class AskedPicture(Protocol):
@@ -68,8 +68,8 @@ class Prompts:
         return batch_inputs(self.processor, [turn(sample) for sample in samples], self.device)
 
 
-def turn(sample: AskedPicture) -> Turn:
-    """A sample as `batch_inputs` takes it, decoded."""
+def turn(sample: AskedPicture) -> tuple[Sequence[Any], str, Any]:
+    """Pictures, question and video (or None) of a sample, decoded, as `batch_inputs` takes them."""
     video = getattr(sample, "video", None)
     return sample.images, sample.question, None if video is None else video.load()
 

@@ -161,7 +161,7 @@ def test_a_mended_calibration_goes_on_to_nearly_the_profile_of_a_fresh_one(tiny,
     fresh = calibrate(model, prompts, after)
     assert profile.calibration == fresh.calibration
     assert profile.plan() == fresh.plan()
-    assert profile.evidence.layer_kl == pytest.approx(fresh.evidence.layer_kl, rel=1e-3)
+    assert profile.evidence.layer_kl == pytest.approx(fresh.evidence.layer_kl, rel=1e-2, abs=1e-6)
     for group, curve in fresh.evidence.entropy.items():
         assert profile.evidence.entropy[group] == pytest.approx(curve, rel=1e-3)
 
