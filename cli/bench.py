@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halfv_cli.options import MODEL_HELP, Device
+from halfv_cli.options import AUTO_DTYPE, MODEL_HELP, Device
 from halfv_cli.plans import PlanText, ProfileOrPlan, plan_on, read_plan
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def bench(
     device: Device = "auto",
     dtype: Annotated[
         str,
-        typer.Option(help="auto (as the checkpoint; random weights: bfloat16 on a GPU), float32, bfloat16, float16."),
+        typer.Option(help=f"{AUTO_DTYPE}, float32, bfloat16, float16. Random weights: auto is bfloat16 on a GPU."),
     ] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Of weights, pictures, words and bootstrap.")] = 0,
     out: Annotated[Path, typer.Option(help="Where all figures go, with their provenance.")] = Path("bench.json"),
