@@ -22,8 +22,8 @@ from halfv_accel.processors import brief, load_processor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 PROBE_SECONDS = 10
-# Any of these, as `torch.cpu.get_capabilities` calls them, multiplies a type without taking it apart. ARM's fp16_arith is
-# not among them, because its products need not go through it.
+# Any of these, as `torch.cpu.get_capabilities` calls them, multiplies a type as it is. ARM's fp16_arith is not among
+# them, because torch's products need not go through it.
 NATIVE = {
     torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"),
     torch.float16: ("avx512_fp16", "amx_fp16"),

@@ -74,7 +74,7 @@ def test_auto_takes_what_the_cpu_multiplies_natively(tmp_path, saved, able, stor
     else:
         assert model.dtype == torch.float32
         assert len(told) == 1 and str(stored).removeprefix("torch.") in told[0] and "float32" in told[0]
-    assert load_model(tmp_path, "cpu", stored, tell=pytest.fail)[0].dtype == stored  # a type that was asked for is taken
+    assert load_model(tmp_path, "cpu", stored, tell=pytest.fail)[0].dtype == stored  # as asked
 
 
 def test_without_the_library_that_uses_them_no_instructions_help(monkeypatch):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from .test_bad_input import refused, snapshot, without_notes
+from .test_bad_input import refused, snapshot
 
 EXAMPLE = Path(__file__).parents[2] / "reports" / "example" / "profile.json"
 
@@ -13,7 +13,7 @@ EXAMPLE = Path(__file__).parents[2] / "reports" / "example" / "profile.json"
 def test_the_example_gives_a_page_with_overlays(halfv, tmp_path):
     result = halfv("report", "--profile", EXAMPLE, "--out", "page.html", "--samples", 2)
     assert result.code == 0, result.err
-    assert result.out.startswith("wrote page.html (") and without_notes(result.err) == ""
+    assert result.out.startswith("wrote page.html (") and result.said == ""
     page = (tmp_path / "page.html").read_text()
     assert page.count('download="tokens_') == 2
     assert "Drawn with tiny-qwen2.5-vl" in page and "of 144 kept from layer 3 (IVR)" in page
@@ -42,8 +42,7 @@ def test_a_page_is_written_where_the_model_or_its_data_cannot_be_had(halfv, tmp_
     (tmp_path / "profile.json").write_text(json.dumps(profile))
     result = halfv("report")
     assert result.code == 0
-    said = without_notes(result.err)
-    assert said.startswith("halfv: kept tokens are not drawn: ") and said.count("\n") == 1
+    assert result.said.startswith("halfv: kept tokens are not drawn: ") and result.said.count("\n") == 1
     page = (tmp_path / "report.html").read_text()
     assert "Not drawn, because" in page and 'download="entropy.csv"' in page
 
