@@ -50,8 +50,8 @@ def run(
     if input is not None:
         place, questions = check_output(output, resume), read_questions(input)
         vlm, processor, stages = _open(name, model, asked, device, dtype)
-        by = {"model": name, "plan": describe_plan(stages), "dtype": str(vlm.dtype).removeprefix("torch.")}
-        by["max_new_tokens"] = max_new_tokens
+        precision = str(vlm.dtype).removeprefix("torch.")
+        by = dict(model=name, plan=describe_plan(stages), dtype=precision, max_new_tokens=max_new_tokens)
         return run_many(vlm, processor, stages, questions, place, by, batch_size, as_json)
     paths, question, shipped = _question(image or [], prompt)
     images = [open_image(path) for path in paths]
@@ -59,9 +59,9 @@ def run(
     inputs = chat_inputs(processor, images, question, vlm.device)
     result = answer(vlm, processor, inputs, stages, max_new_tokens, compare=compare)
     if as_json:
-        by = {"profile": None if profile is None else str(profile), "plan": describe_plan(stages)}
-        about = {"images": [str(path) for path in paths], "question": question, "shipped_question": shipped}
-        typer.echo(json.dumps({"model": name, **by, **about, **result.as_dict()}))
+        about: dict[str, Any] = {"profile": None if profile is None else str(profile), "plan": describe_plan(stages)}
+        about |= {"images": [str(path) for path in paths], "question": question, "shipped_question": shipped}
+        typer.echo(json.dumps({"model": name, **about, **result.as_dict()}))
         return 0
     if shipped:
         typer.secho(f"no --image given, so a shipped question about {paths[0]}:", dim=True)

@@ -101,10 +101,11 @@ def _together(run: Run, processor: ProcessorMixin, batch: Sequence[Asked], max_n
     ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     texts = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     report = run.last
-    visual = [0] * len(batch) if report is None else report.visual_tokens
-    stages = [] if report is None else report.stages
+    if report is None:  # not one picture
+        return [Reply(text.strip(), 0) for text in texts]
     return [
-        Reply(text.strip(), visual[row], tuple(stage.after[row] for stage in stages)) for row, text in enumerate(texts)
+        Reply(text.strip(), report.visual_tokens[row], tuple(stage.after[row] for stage in report.stages))
+        for row, text in enumerate(texts)
     ]
 
 
