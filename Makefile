@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := halfv_accel halfv_probe halfv_data halfv_cli tiny_vlm
-DEMO := reports/demo
+DEMO := runs/demo
 
 .PHONY: help setup demo test check lint types tiny-vlm accuracy sweep probe-cost bench-cpu bench-gpu schema
 
@@ -19,7 +19,7 @@ setup: .venv/.installed  ## make .venv and install everything into it
 
 demo: setup  ## calibrate the embedded model, plot and report what was found, ask it about a picture
 	mkdir -p $(DEMO)
-	$(BIN)/halfv calibrate --model tiny-qwen2.5-vl --dtype float32 --out $(DEMO)/profile.json
+	$(BIN)/halfv calibrate --model tiny-qwen2.5-vl --out $(DEMO)/profile.json
 	$(BIN)/halfv plot-entropy --profile $(DEMO)/profile.json --out $(DEMO)/entropy.png
 	$(BIN)/halfv report --profile $(DEMO)/profile.json --out $(DEMO)/report.html
 	$(BIN)/halfv run --profile $(DEMO)/profile.json --compare
@@ -50,6 +50,7 @@ tiny-vlm: setup  ## train the embedded models again (about two and a half hours 
 	OMP_NUM_THREADS=1 $(BIN)/python -m tiny_vlm.train tiny-qwen2.5-vl-sparse --out runs/tiny-qwen2.5-vl-sparse
 	$(BIN)/python -m tiny_vlm.report runs/tiny-qwen2.5-vl-sparse tiny-qwen2.5-vl-sparse
 
+# float32 and not auto, so that every machine measures the same.
 accuracy: setup  ## measure the embedded models, untouched and accelerated (the README's table)
 	for model in tiny-qwen2.5-vl tiny-llava tiny-qwen2.5-vl-sparse; do \
 	  mkdir -p reports/tiny_vlm/$$model && \

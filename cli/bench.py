@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halfv_cli.options import MODEL_HELP, Device
+from halfv_cli.options import AUTO_DTYPE, MODEL_HELP, Device
 from halfv_cli.plans import PlanText, ProfileOrPlan, plan_on, read_plan
+from halfv_cli.progress import progress
 
 if TYPE_CHECKING:
     from halfv_accel import Plan, Profile
@@ -63,7 +63,7 @@ def bench(
     device: Device = "auto",
     dtype: Annotated[
         str,
-        typer.Option(help="auto (as the checkpoint; random weights: bfloat16 on a GPU), float32, bfloat16, float16."),
+        typer.Option(help=f"{AUTO_DTYPE}, float32, bfloat16, float16. Random weights: auto is bfloat16 on a GPU."),
     ] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Of weights, pictures, words and bootstrap.")] = 0,
     out: Annotated[Path, typer.Option(help="Where all figures go, with their provenance.")] = Path("bench.json"),
@@ -96,8 +96,9 @@ def bench(
     settings |= dict(asked_visual_tokens=visual_tokens, asked_text_tokens=text_tokens, batch=sizes, ragged=ragged)
     document = {"provenance": provenance(vlm, plan=describe_plan(stages), **settings)}
     if break_even:
-        with _progress("sizes") as show:
-            found = find_break_even(vlm, stages, visual_tokens, text_tokens, sizes[0], repeats, seed, show)
+        with progress("sizes") as show:
+            tried = partial(show, "break-even")
+            found = find_break_even(vlm, stages, visual_tokens, text_tokens, sizes[0], repeats, seed, tried)
         _save({**document, "break_even": found.as_dict()}, out)
         _print_break_even(found, model, repeats, out)
         if write_profile and loaded is not None and profile is not None:
@@ -213,21 +214,8 @@ def _compare(
         typer.echo(
             f"note: the plan leaves prompts of fewer than {plan.min_visual_tokens} visual tokens alone", err=True
         )
-    with _progress(f"batch {batch}") as show:
-        return compare(vlm, plan, prompt, new, repeats, seed, show)
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal; yields ``show(done, total)``."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description:>16}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(bar, completed=done, total=total)
+    with progress("rounds") as show:
+        return compare(vlm, plan, prompt, new, repeats, seed, partial(show, f"batch {batch}"))
 
 
 def _save(document: dict[str, Any], out: Path) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,10 +12,9 @@ import typer
 
 from halfv_cli.data_options import ColumnNames, Config, Data, Images, SkipBad, Split, Turns, reading
 from halfv_cli.options import MODEL_HELP, Device, Dtype
+from halfv_cli.progress import progress
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import TaskID
     from transformers import PreTrainedModel
 
     from halfv_accel import Profile
@@ -71,8 +70,6 @@ def calibrate(
 ) -> None:
     """Measure a model and choose where its visual tokens are reduced; writes profile.json."""
     goal, eigenvalues = _goal(max_drop, target_flops, confidence), _k(k)
-    from rich.console import Console
-
     from halfv_accel.files import check_writable
     from halfv_accel.settings import Settings
     from halfv_cli.models import lasting_name, open_model
@@ -89,9 +86,8 @@ def calibrate(
     loaded = load_data(data, wanted, seed, how)
     found = len(loaded.samples)
     vlm, processor = open_model(model, device, dtype)
-    console = Console(stderr=True)
-    with _progress(console) as show:
-        usable, refusals = check_samples(processor, loaded.samples, show if console.is_terminal else _unseen)
+    with progress() as show:
+        usable, refusals = check_samples(processor, loaded.samples, show if sys.stderr.isatty() else _unseen)
     bad = [str(out) for out in loaded.summary.left_out if out.bad]
     _tell_bad(bad, found + len(bad), skip_bad)
     _tell_bad(refusals, found, skip_bad)
@@ -113,7 +109,7 @@ def calibrate(
         typer.echo(f"note: {place} of an earlier calibration is overwritten; --resume would go on with it", err=True)
     journal = Journal(place, header(vlm, settings, batch_size), resume)
     try:
-        with _progress(console) as show:
+        with progress() as show:
             prompts = Prompts(processor, usable, vlm.device, batch_size)
             show = _told_first(str(loaded.summary), show)
             profile = measure(vlm, prompts, settings, journal=journal, progress=show)
@@ -190,38 +186,6 @@ def _k(text: str) -> int | float | Literal["elbow"]:
     if number >= 1 and number == int(number):
         return int(number)
     raise HalfVError(f"--k is {text!r}: give elbow, a whole number of eigenvalues, or a share of the energy like 0.9")
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """One bar a step, or where nobody watches a terminal one line a step; yields ``show(step, done, total)``."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    if not console.is_terminal:
-        yield _lines()
-        return
-    columns = (TextColumn("{task.description:>18}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        bars: dict[str, TaskID] = {}
-
-        def show(step: str, done: int, total: int) -> None:
-            if step not in bars:
-                bars[step] = progress.add_task(step, total=total)
-            progress.update(bars[step], completed=done)
-
-        yield show
-
-
-def _lines() -> Callable[[str, int, int], None]:
-    """A line on stderr when a step ends: its samples and its seconds."""
-    begun: dict[str, float] = {}
-
-    def show(step: str, done: int, total: int) -> None:
-        started = begun.setdefault(step, time.perf_counter())
-        if done == total:
-            typer.echo(f"{step}: {total} samples, {time.perf_counter() - started:.1f} s", err=True)
-
-    return show
 
 
 def _unseen(step: str, done: int, total: int) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import typer
 
 
 def open_model(name: str, device: str, dtype: str) -> tuple[Any, Any]:
@@ -16,11 +19,10 @@ def open_model(name: str, device: str, dtype: str) -> tuple[Any, Any]:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    if name in tiny_vlm.NAMES:
-        return load_model(tiny_vlm.checkpoint(name), device=device, dtype=dtype)
-    if name.startswith("tiny-") and "/" not in name and not Path(name).exists():
+    place = tiny_vlm.checkpoint(name) if name in tiny_vlm.NAMES else name
+    if place == name and name.startswith("tiny-") and "/" not in name and not Path(name).exists():
         raise HalfVError(f"no embedded model is called {name!r}: choose one of {', '.join(tiny_vlm.NAMES)}")
-    return load_model(name, device=device, dtype=dtype)
+    return load_model(place, device, dtype, tell=partial(typer.echo, err=True))
 
 
 def lasting_name(name: str) -> str:

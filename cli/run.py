@@ -1,17 +1,19 @@
-"""``halfv run``: ask an accelerated model about a picture."""
+"""``halfv run``: ask an accelerated model about a picture, or many questions from a file."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from halfv_cli.options import MODEL_HELP, Device, Dtype
 from halfv_cli.plans import PlanText, ProfileOrPlan, plan_on, read_plan
+from halfv_cli.run_many import check_output, read_questions, run_many
 
 if TYPE_CHECKING:
+    from halfv_accel import Plan, Profile
     from halfv_accel.answers import Answer
 
 
@@ -20,43 +22,47 @@ def run(
     plan: PlanText = None,
     image: Annotated[list[Path] | None, typer.Option(help="A picture; repeat it for several.")] = None,
     prompt: Annotated[str | None, typer.Option(help="What to ask about it.")] = None,
+    input: Annotated[
+        str | None, typer.Option(help="Instead: many questions, from anything that calibrate --data takes.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Where their answers go, a JSON object a line.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with --output, and ask again what failed.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time, with --input.")] = 8,
     model: Annotated[str | None, typer.Option(help=f"Needed with --plan, else the profile's own: {MODEL_HELP}")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Ask the untouched model too, and time both.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length limit of the answer.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
-) -> None:
-    """Answer a question about a picture with a fraction of the visual tokens."""
+) -> int:
+    """Answer a question about a picture, or many, with a fraction of the visual tokens."""
     from halfv_accel import HalfVError, Profile
     from halfv_accel.answers import answer
     from halfv_accel.plan_text import describe_plan
     from halfv_accel.prompts import chat_inputs
-    from halfv_cli.models import open_model
     from halfv_data import open_image
 
+    _check_options(input, output, resume, image, prompt, compare)
     if model is None and plan is not None and profile is None:
         raise HalfVError("--plan names no model, as a profile does: add --model, for example --model tiny-llava")
     asked = read_plan(profile, plan, model)
+    name = model or (asked.model.id if isinstance(asked, Profile) else "")
+    if input is not None:
+        place, questions = check_output(output, resume), read_questions(input)
+        vlm, processor, stages = _open(name, model, asked, device, dtype)
+        precision = str(vlm.dtype).removeprefix("torch.")
+        by = dict(model=name, plan=describe_plan(stages), dtype=precision, max_new_tokens=max_new_tokens)
+        return run_many(vlm, processor, stages, questions, place, by, batch_size, as_json)
     paths, question, shipped = _question(image or [], prompt)
     images = [open_image(path) for path in paths]
-    name = model or (asked.model.id if isinstance(asked, Profile) else "")
-    try:
-        vlm, processor = open_model(name, device, dtype)
-    except HalfVError as error:
-        if model is None:  # the profile chose that name, so say how to choose another
-            raise HalfVError(f"{error}; the profile names this model, --model names another place of it") from error
-        raise
-    if isinstance(asked, Profile):
-        asked.check(vlm)
-    stages = plan_on(vlm, asked)
+    vlm, processor, stages = _open(name, model, asked, device, dtype)
     inputs = chat_inputs(processor, images, question, vlm.device)
     result = answer(vlm, processor, inputs, stages, max_new_tokens, compare=compare)
     if as_json:
-        by = {"profile": None if profile is None else str(profile), "plan": describe_plan(stages)}
-        about = {"images": [str(path) for path in paths], "question": question, "shipped_question": shipped}
-        typer.echo(json.dumps({"model": name, **by, **about, **result.as_dict()}))
-        return
+        about: dict[str, Any] = {"profile": None if profile is None else str(profile), "plan": describe_plan(stages)}
+        about |= {"images": [str(path) for path in paths], "question": question, "shipped_question": shipped}
+        typer.echo(json.dumps({"model": name, **about, **result.as_dict()}))
+        return 0
     if shipped:
         typer.secho(f"no --image given, so a shipped question about {paths[0]}:", dim=True)
         typer.echo(question)
@@ -66,6 +72,36 @@ def run(
     if shipped:
         again = f"--profile {profile}" if profile is not None else f"--model {name} --plan {plan}"
         typer.secho(f'your own: halfv run {again} --image picture.png --prompt "..."', dim=True)
+    return 0
+
+
+def _check_options(
+    input: str | None, output: Path | None, resume: bool, image: list[Path] | None, prompt: str | None, compare: bool
+) -> None:
+    """Options that make sense only together, or not together."""
+    from halfv_accel import HalfVError
+
+    if input is None and (output is not None or resume):
+        raise HalfVError(f"{'--resume' if output is None else '--output'} is for many questions: add --input")
+    given = [name for name, value in (("--image", image), ("--prompt", prompt), ("--compare", compare)) if value]
+    if input is not None and given:
+        raise HalfVError(f"--input brings pictures and questions: leave {' and '.join(given)} out")
+
+
+def _open(name: str, given: str | None, asked: Profile | Plan | None, device: str, dtype: str) -> tuple[Any, Any, Plan]:
+    """Model, processor and the plan on it; ``given`` is the name of the option, if there was one."""
+    from halfv_accel import HalfVError, Profile
+    from halfv_cli.models import open_model
+
+    try:
+        vlm, processor = open_model(name, device, dtype)
+    except HalfVError as error:
+        if given is None:  # the profile chose that name, so say how to choose another
+            raise HalfVError(f"{error}; the profile names this model, --model names another place of it") from error
+        raise
+    if isinstance(asked, Profile):
+        asked.check(vlm)
+    return vlm, processor, plan_on(vlm, asked)
 
 
 def _question(paths: list[Path], prompt: str | None) -> tuple[list[Path], str, bool]:

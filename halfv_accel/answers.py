@@ -1,4 +1,4 @@
-"""One question, answered by an accelerated model and, for comparison, by the untouched one."""
+"""One question, answered by an accelerated model and, for comparison, by the untouched one; and when it is right."""
 
 from __future__ import annotations
 
@@ -110,6 +110,15 @@ def answer(
         repeats=repeats,
         untouched=None if untouched is None else Timed(text(untouched), statistics.median(times["untouched"])),
     )
+
+
+def is_right(reply: str, answer: str) -> bool:
+    """Exact match, ignoring case, outer blanks and a full stop."""
+    return _bare(reply) == _bare(answer)
+
+
+def _bare(text: str) -> str:
+    return text.strip().rstrip(".").casefold()
 
 
 def _synchronise(model: PreTrainedModel) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,21 @@ from halfv_accel.processors import brief, load_processor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 PROBE_SECONDS = 10
+# Any of these, as `torch.cpu.get_capabilities` calls them, multiplies a type as it is. ARM's fp16_arith is not among
+# them, because torch's products need not go through it.
+NATIVE = {
+    torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"),
+    torch.float16: ("avx512_fp16", "amx_fp16"),
+}
+
+_log = logging.getLogger(__name__)
 
 
 def load_model(
-    name: str | os.PathLike[str], device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+    name: str | os.PathLike[str],
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    tell: Callable[[str], None] = _log.warning,
 ) -> tuple[Any, Any]:
     """Load a vision-language model, ready for inference, and its processor.
 
@@ -39,7 +50,10 @@ def load_model(
     device : str
         "auto" takes a GPU if there is one.
     dtype : str
-        "auto" takes the checkpoint's own; else float32, bfloat16, float16 or float64.
+        "auto" takes the checkpoint's own, but float32 on a CPU that does not multiply that natively; else float32,
+        bfloat16, float16 or float64.
+    tell : callable
+        Is given one sentence where "auto" took another dtype than the checkpoint's.
 
     Raises
     ------
@@ -55,18 +69,29 @@ def load_model(
         raise HalfVError(f"{source} holds no model that can be loaded ({brief(error)}): {_OTHER}") from error
     _check_architecture(source, config)
     processor = load_processor(source, config, **options)
-    try:
-        model, loading = AutoModelForImageTextToText.from_pretrained(
-            source, config=config, dtype=precision, output_loading_info=True, **options
-        )
-    except Exception as error:
-        raise HalfVError(f"{source} holds no model that can be loaded ({brief(error)}): {_OTHER}") from error
-    if loading["missing_keys"]:
-        raise HalfVError(
-            f"{source} lacks {len(loading['missing_keys'])} weights, e.g. {sorted(loading['missing_keys'])[0]}: "
-            "download or save the checkpoint again"
-        )
+    if precision == "auto" and config.dtype is not None:
+        precision = _fitting(config, config.dtype, place, tell)
+    model = _read_weights(source, config, precision, options)
+    if precision == "auto":  # the config names no type, so the weights had to be asked
+        fitting = _fitting(config, model.dtype, place, tell)
+        model = model if fitting == model.dtype else _read_weights(source, config, fitting, options)
     return model.eval().to(place), processor
+
+
+def is_native(dtype: torch.dtype) -> bool:
+    """Does this CPU multiply a dtype as fast as its width promises? What torch does not tell counts as no.
+
+    Where it does not, torch widens every number on its way, which takes several times as long as float32.
+    """
+    if dtype not in NATIVE:
+        return True
+    if not torch.backends.mkldnn.is_available():  # the library behind torch that uses those instructions
+        return False
+    try:
+        able = torch.cpu.get_capabilities()
+    except (AttributeError, RuntimeError):  # an older torch, or a CPU that it does not know
+        return False
+    return any(able.get(name, False) for name in NATIVE[dtype])
 
 
 def locate(name: str | os.PathLike[str]) -> tuple[str, bool]:
@@ -115,6 +140,33 @@ def find_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
 
 
 _OTHER = checkpoint_advice()
+
+
+def _fitting(config: Any, stored: torch.dtype, place: torch.device, tell: Callable[[str], None]) -> torch.dtype:
+    """What "auto" takes for weights that are stored in a type; quantized ones say themselves what they compute in."""
+    if place.type != "cpu" or is_native(stored) or getattr(config, "quantization_config", None) is not None:
+        return stored
+    name = str(stored).removeprefix("torch.")
+    tell(
+        f"note: the weights are {name}, which this CPU does not multiply natively, so the model runs in float32; "
+        f"dtype {name} would be slower, in half the memory"
+    )
+    return torch.float32
+
+
+def _read_weights(source: str, config: Any, precision: str | torch.dtype, options: dict[str, bool]) -> Any:
+    try:
+        model, loading = AutoModelForImageTextToText.from_pretrained(
+            source, config=config, dtype=precision, output_loading_info=True, **options
+        )
+    except Exception as error:
+        raise HalfVError(f"{source} holds no model that can be loaded ({brief(error)}): {_OTHER}") from error
+    if loading["missing_keys"]:
+        raise HalfVError(
+            f"{source} lacks {len(loading['missing_keys'])} weights, e.g. {sorted(loading['missing_keys'])[0]}: "
+            "download or save the checkpoint again"
+        )
+    return model
 
 
 def _check_architecture(source: str, config: Any) -> None:

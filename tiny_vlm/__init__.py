@@ -52,10 +52,9 @@ def load(
         One of ``NAMES``.
     device : str or torch.device
     dtype : str or torch.dtype
-        "auto" keeps what the checkpoint holds, bfloat16.
+        "auto" keeps what the checkpoint holds, bfloat16, unless a CPU does not multiply that natively: then float32.
     """
     folder = checkpoint(name)
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from halfv_accel import load_model
 
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    return model.to(device).eval(), AutoProcessor.from_pretrained(folder, local_files_only=True)
+    return load_model(folder, device, dtype)

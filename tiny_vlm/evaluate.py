@@ -207,7 +207,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=900, help="held-out scenes (default 900, 100 a task)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="auto", help="auto (as stored), float32, bfloat16")
+    parser.add_argument("--dtype", default="auto", help="auto (see load), float32, bfloat16")
     parser.add_argument("--profile", type=Path, help="profile.json: evaluate the accelerated model, too")
     parser.add_argument("--out", type=Path, required=True, help="JSON report")
     return parser.parse_args()

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from halfv_accel.adapters import family_of
+from halfv_accel.answers import is_right
 from halfv_accel.plan import Fidelity
 from halfv_probe.calibration.journal import Journal
 from halfv_probe.measures.curves import SampleCurves, sample_curves
@@ -28,7 +29,7 @@ from halfv_probe.measures.redundancy import redundancies
 from halfv_probe.measures.replay import Replay
 from halfv_probe.trials.outcomes import C, Replied, Trials
 from halfv_probe.trials.prompts import Prompts
-from halfv_probe.trials.replies import Replies, greedy_replies, is_right
+from halfv_probe.trials.replies import Replies, greedy_replies
 from halfv_probe.trials.walk import run_trials
 
 Progress = Callable[[str, int, int], None]

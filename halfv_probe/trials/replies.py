@@ -89,15 +89,6 @@ def with_replies(inputs: Mapping[str, Any], replies: Replies) -> tuple[dict[str,
     return extended, wanted, last
 
 
-def is_right(reply: str, answer: str) -> bool:
-    """Exact match, ignoring case, outer blanks and a full stop."""
-    return _plain(reply) == _plain(answer)
-
-
-def _plain(text: str) -> str:
-    return text.strip().rstrip(".").casefold()
-
-
 def _up_to_the_end(ids: Sequence[int], ends: Sequence[int | None]) -> list[int]:
     found = next((place for place, token in enumerate(ids) if token in ends), len(ids) - 1)
     return list(ids[: found + 1])

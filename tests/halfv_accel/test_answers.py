@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from halfv_accel import HalfVError, accelerate, halfv_plan, prefill_flops
-from halfv_accel.answers import REPEATS, answer
+from halfv_accel.answers import REPEATS, answer, is_right
 from halfv_accel.files import check_writable, write_atomically
 from halfv_accel.prompts import chat_inputs
 from halfv_data import scenes
@@ -79,3 +79,13 @@ def test_places_that_cannot_be_written_are_refused(tmp_path):
         check_writable(tmp_path / "missing" / "a.json")
     with pytest.raises(HalfVError, match="is a folder"):
         check_writable(tmp_path)
+
+
+@pytest.mark.parametrize("reply", ["red", "Red", "RED.", " red\n", "red. "])
+def test_case_blanks_and_a_full_stop_make_no_answer_wrong(reply):
+    assert is_right(reply, "red") and is_right("red", reply)
+
+
+@pytest.mark.parametrize("reply", ["", "re", "red red", "dark red", "r ed", ".red"])
+def test_anything_else_does(reply):
+    assert not is_right(reply, "red")

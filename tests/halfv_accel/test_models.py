@@ -5,6 +5,7 @@ import logging
 import shutil
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -36,6 +37,75 @@ def test_a_saved_folder_comes_back_ready(saved):
     assert model.dtype == torch.bfloat16
     assert processor.tokenizer is not None
     assert load_model(str(saved))[0].dtype == torch.float32  # as saved
+
+
+ABLE = {
+    "intel with amx": (dict(avx512_bf16=True, amx_bf16=True, avx512_fp16=True), {torch.bfloat16, torch.float16}),
+    "zen 4": (dict(avx512_bf16=True, avx512_fp16=False), {torch.bfloat16}),
+    "skylake": (dict(avx512_f=True, avx512_bf16=False, amx_bf16=False, f16c=True), set()),
+    "arm with bf16": (dict(architecture="arm64", bf16=True, fp16_arith=True), {torch.bfloat16}),
+    "arm without": (dict(architecture="arm64", bf16=False, fp16_arith=True), set()),
+    "unknown": (dict(), set()),
+}
+
+
+@pytest.fixture(params=ABLE)
+def able(request, monkeypatch):
+    """This CPU, as if it were another; gives the half types that it multiplies."""
+    told, halves = ABLE[request.param]
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told)
+    return halves
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("named", [True, False], ids=["in the config", "in the weights alone"])
+def test_auto_takes_what_the_cpu_multiplies_natively(tmp_path, saved, able, stored, named):
+    load_model(saved, dtype=stored)[0].save_pretrained(tmp_path)
+    TinyLlava().processor().save_pretrained(tmp_path)
+    if not named:
+        config = json.loads((tmp_path / "config.json").read_text())
+        assert config.pop("dtype") == str(stored).removeprefix("torch.")
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    told = []
+    model = load_model(tmp_path, "cpu", tell=told.append)[0]
+    if stored in {torch.float32, *able}:
+        assert (model.dtype, told) == (stored, [])
+    else:
+        assert model.dtype == torch.float32
+        assert len(told) == 1 and str(stored).removeprefix("torch.") in told[0] and "float32" in told[0]
+    assert load_model(tmp_path, "cpu", stored, tell=pytest.fail)[0].dtype == stored  # as asked
+
+
+def test_without_the_library_that_uses_them_no_instructions_help(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict(avx512_bf16=True, avx512_fp16=True))
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not models.is_native(torch.bfloat16) and not models.is_native(torch.float16)
+    assert models.is_native(torch.float32) and models.is_native(torch.float64)
+
+
+def test_a_torch_that_tells_nothing_gets_float32(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert not models.is_native(torch.bfloat16)
+
+
+def test_what_quantized_weights_compute_in_is_left_to_them(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict())
+    config = SimpleNamespace(quantization_config={"quant_method": "awq"})
+    assert models._fitting(config, torch.float16, torch.device("cpu"), pytest.fail) == torch.float16
+
+
+def test_a_gpu_takes_what_the_checkpoint_holds(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict())
+    assert models._fitting(SimpleNamespace(), torch.bfloat16, torch.device("cuda"), pytest.fail) == torch.bfloat16
+
+
+def test_python_users_are_told_by_a_log(tmp_path, saved, monkeypatch, caplog):
+    load_model(saved, dtype="bfloat16")[0].save_pretrained(tmp_path)
+    TinyLlava().processor().save_pretrained(tmp_path)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict())
+    load_model(tmp_path, "cpu")
+    assert [record.name for record in caplog.records] == ["halfv_accel.models"]
 
 
 def test_folders_that_hold_no_model(saved, tmp_path):

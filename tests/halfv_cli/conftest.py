@@ -14,6 +14,11 @@ class Result:
     out: str
     err: str
 
+    @property
+    def said(self) -> str:
+        """What is on stderr besides notes, of which some machines have one more: about the dtype."""
+        return "".join(line for line in self.err.splitlines(keepends=True) if not line.startswith("note: "))
+
 
 @pytest.fixture
 def halfv(capsys, monkeypatch, tmp_path):

@@ -11,8 +11,8 @@ def refused(result, tmp_path, before, *fragments):
     """The law that every test here states."""
     assert result.code != 0
     assert result.out == ""
-    assert result.err.startswith("halfv: ")
-    assert result.err.count("\n") == 1, result.err
+    assert result.said.startswith("halfv: ")
+    assert result.said.count("\n") == 1, result.err
     assert "Traceback" not in result.err
     for fragment in fragments:
         assert fragment in result.err

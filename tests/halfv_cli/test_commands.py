@@ -58,7 +58,7 @@ def test_another_goal_uses_again_what_was_measured(halfv, tmp_path):
     arguments = ("calibrate", "--model", "tiny-llava", "--samples", 2)
     result = halfv(*arguments, "--target-flops", 0.05)
     assert result.code == 1
-    said = [line for line in result.err.splitlines() if " samples, " not in line]  # but for a line a step
+    said = [line for line in result.said.splitlines() if " samples, " not in line]  # but for a line a step
     assert len(said) == 1 and "no plan needs only 5%" in said[0]
     assert halfv(*arguments, "--target-flops", 0.5, "--resume").code == 0
     assert Profile.load(tmp_path / "profile.json").evidence.flops <= 0.5

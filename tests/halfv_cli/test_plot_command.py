@@ -9,8 +9,8 @@ from tests.halfv_probe.views.profiles import made_up
 
 from .test_bad_input import refused, snapshot
 
-DEMO = Path(__file__).parents[2] / "reports" / "demo" / "profile.json"
-OTHER = DEMO.parents[1] / "tiny_vlm" / "tiny-llava" / "profile.json"
+EXAMPLE = Path(__file__).parents[2] / "reports" / "example" / "profile.json"
+OTHER = EXAMPLE.parents[1] / "tiny_vlm" / "tiny-llava" / "profile.json"
 
 
 @pytest.fixture
@@ -27,13 +27,13 @@ def columns(path):
 
 
 def test_plot_entropy_says_where_the_numbers_are(halfv, tmp_path):
-    result = halfv("plot-entropy", "--profile", DEMO, "--out", "curves.pdf")
+    result = halfv("plot-entropy", "--profile", EXAMPLE, "--out", "curves.pdf")
     assert result.out == "wrote curves.pdf and curves.csv\n"
-    assert (tmp_path / "curves.csv").read_text() == (DEMO.parent / "entropy.csv").read_text()
+    assert (tmp_path / "curves.csv").read_text() == (EXAMPLE.parent / "entropy.csv").read_text()
 
 
 def test_several_models_are_compared_over_depth(halfv, tmp_path, full):
-    result = halfv("plot-entropy", "--profile", DEMO, "--profile", OTHER, "--profile", full, "--out", "many.png")
+    result = halfv("plot-entropy", "--profile", EXAMPLE, "--profile", OTHER, "--profile", full, "--out", "many.png")
     assert (result.code, result.out) == (0, "wrote many.png and many.csv\n"), result.err
     assert (tmp_path / "many.png").read_bytes().startswith(b"\x89PNG")
     table = columns(tmp_path / "many.csv")
@@ -51,7 +51,7 @@ def test_the_scale_is_nats_for_one_and_z_scores_for_several(halfv, tmp_path):
         "two zscore": ["--profile", OTHER, "--scale", "zscore"],
         "two nats": ["--profile", OTHER, "--scale", "nats"],
     }.items():
-        assert halfv("plot-entropy", "--profile", DEMO, *options, "--out", "a.svg").code == 0
+        assert halfv("plot-entropy", "--profile", EXAMPLE, *options, "--out", "a.svg").code == 0
         pictures[name] = (tmp_path / "a.svg").read_bytes()
     assert pictures["one"] == pictures["one nats"] != pictures["one zscore"]
     assert pictures["two"] == pictures["two zscore"] != pictures["two nats"]
@@ -64,7 +64,7 @@ def test_other_numbers_of_eigenvalues(halfv, tmp_path, full):
 
 
 def test_the_spectrum(halfv, tmp_path):
-    result = halfv("plot-entropy", "--profile", DEMO, "--spectrum", "--out", "s.png")
+    result = halfv("plot-entropy", "--profile", EXAMPLE, "--spectrum", "--out", "s.png")
     assert (result.code, result.out) == (0, "wrote s.png and s.csv\n"), result.err
     assert len(columns(tmp_path / "s.csv")["eigenvalue_1_share"]) == 11
 
@@ -79,11 +79,11 @@ def test_the_spectrum(halfv, tmp_path):
         (["--k", "9" * 5000], ["--k is '999"]),
         (["--k", "2,3,5"], ["no curves for k = 3, 5", "2, 4, 8, 12, 16", "halfv calibrate"]),
         (["--k", "2", "--spectrum"], ["--k and --spectrum"]),
-        (["--k", "2", "--profile", DEMO], ["--k draws one model, and 2 profiles"]),
-        (["--spectrum", "--profile", DEMO], ["--spectrum draws one model, and 2 profiles"]),
+        (["--k", "2", "--profile", EXAMPLE], ["--k draws one model, and 2 profiles"]),
+        (["--spectrum", "--profile", EXAMPLE], ["--spectrum draws one model, and 2 profiles"]),
         (["--spectrum", "--scale", "nats"], ["leave --scale out"]),
         (["--profile", "no.json"], ["no.json does not exist", "halfv calibrate"]),
-        (["--profile", DEMO, "--out", "a.docx"], ["docx"]),
+        (["--profile", EXAMPLE, "--out", "a.docx"], ["docx"]),
         (["--k", "2", "--out", "no-such-folder/a.png"], ["no-such-folder"]),
         (["--spectrum", "--out", "."], ["is a folder"]),
     ],

@@ -7,13 +7,13 @@ import pytest
 
 from .test_bad_input import refused, snapshot
 
-DEMO = Path(__file__).parents[2] / "reports" / "demo" / "profile.json"
+EXAMPLE = Path(__file__).parents[2] / "reports" / "example" / "profile.json"
 
 
-def test_the_demo_profile_gives_a_page_with_overlays(halfv, tmp_path):
-    result = halfv("report", "--profile", DEMO, "--out", "page.html", "--samples", 2)
+def test_the_example_gives_a_page_with_overlays(halfv, tmp_path):
+    result = halfv("report", "--profile", EXAMPLE, "--out", "page.html", "--samples", 2)
     assert result.code == 0, result.err
-    assert result.out.startswith("wrote page.html (") and result.err == ""
+    assert result.out.startswith("wrote page.html (") and result.said == ""
     page = (tmp_path / "page.html").read_text()
     assert page.count('download="tokens_') == 2
     assert "Drawn with tiny-qwen2.5-vl" in page and "of 144 kept from layer 3 (IVR)" in page
@@ -21,7 +21,7 @@ def test_the_demo_profile_gives_a_page_with_overlays(halfv, tmp_path):
 
 
 def test_without_a_model_the_page_says_so(halfv, tmp_path):
-    result = halfv("report", "--profile", DEMO, "--no-model")
+    result = halfv("report", "--profile", EXAMPLE, "--no-model")
     assert (result.code, result.err) == (0, "")
     page = (tmp_path / "report.html").read_text()
     assert "Not drawn: the page was made with --no-model." in page and 'download="tokens_' not in page
@@ -37,12 +37,12 @@ GONE = {
 @pytest.mark.parametrize("case", GONE)
 def test_a_page_is_written_where_the_model_or_its_data_cannot_be_had(halfv, tmp_path, case):
     (part, field), value = GONE[case]
-    profile = json.loads(DEMO.read_text())
+    profile = json.loads(EXAMPLE.read_text())
     profile[part][field] = value
     (tmp_path / "profile.json").write_text(json.dumps(profile))
     result = halfv("report")
     assert result.code == 0
-    assert result.err.startswith("halfv: kept tokens are not drawn: ") and result.err.count("\n") == 1
+    assert result.said.startswith("halfv: kept tokens are not drawn: ") and result.said.count("\n") == 1
     page = (tmp_path / "report.html").read_text()
     assert "Not drawn, because" in page and 'download="entropy.csv"' in page
 
@@ -62,6 +62,6 @@ def test_a_page_is_written_where_the_model_or_its_data_cannot_be_had(halfv, tmp_
     ],
 )
 def test_bad_report_arguments(halfv, tmp_path, arguments, fragment):
-    profile = [] if "--profile" in arguments else ["--profile", DEMO]
+    profile = [] if "--profile" in arguments else ["--profile", EXAMPLE]
     before = snapshot(tmp_path)
     refused(halfv("report", *profile, *arguments), tmp_path, before, fragment)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from halfv_probe.trials.replies import Replies, greedy_replies, is_right, with_replies
+from halfv_probe.trials.replies import Replies, greedy_replies, with_replies
 from tests.halfv_accel import oracle
 from tests.halfv_accel.miniatures import MINIATURES
 
@@ -113,13 +113,3 @@ def test_replies_of_one_token_fit_behind_any_padding():
     assert torch.equal(extended["input_ids"], inputs["input_ids"])
     assert last.tolist() == (inputs["attention_mask"].sum(1) - 1).tolist()
     assert wanted.nonzero().tolist() == [[row, place] for row, place in enumerate(last.tolist())]
-
-
-@pytest.mark.parametrize("reply", ["red", "Red", "RED.", " red\n", "red. "])
-def test_case_blanks_and_a_full_stop_make_no_answer_wrong(reply):
-    assert is_right(reply, "red") and is_right("red", reply)
-
-
-@pytest.mark.parametrize("reply", ["", "re", "red red", "dark red", "r ed", ".red"])
-def test_anything_else_does(reply):
-    assert not is_right(reply, "red")
