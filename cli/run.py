@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from halfv_cli.data_options import ColumnNames, Config, Images, SkipBad, Split, Turns, reading
 from halfv_cli.options import MODEL_HELP, Device, Dtype
 from halfv_cli.plans import PlanText, ProfileOrPlan, plan_on, read_plan
 from halfv_cli.run_many import check_output, read_questions, run_many
@@ -27,6 +28,12 @@ def run(
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Where their answers go, a JSON object a line.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with --output, and ask again what failed.")] = False,
+    columns: ColumnNames = None,
+    images: Images = None,
+    config: Config = None,
+    split: Split = None,
+    turns: Turns = "first",
+    skip_bad: SkipBad = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time, with --input.")] = 8,
     model: Annotated[str | None, typer.Option(help=f"Needed with --plan, else the profile's own: {MODEL_HELP}")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Ask the untouched model too, and time both.")] = False,
@@ -48,15 +55,16 @@ def run(
     asked = read_plan(profile, plan, model)
     name = model or (asked.model.id if isinstance(asked, Profile) else "")
     if input is not None:
-        place, questions = check_output(output, resume), read_questions(input)
+        how = reading(columns, images, config, split, turns, skip_bad)
+        place, (questions, read) = check_output(output, resume), read_questions(input, how)
         vlm, processor, stages = _open(name, model, asked, device, dtype)
         precision = str(vlm.dtype).removeprefix("torch.")
         by = dict(model=name, plan=describe_plan(stages), dtype=precision, max_new_tokens=max_new_tokens)
-        return run_many(vlm, processor, stages, questions, place, by, batch_size, as_json)
+        return run_many(vlm, processor, stages, questions, place, by, batch_size, as_json, read)
     paths, question, shipped = _question(image or [], prompt)
-    images = [open_image(path) for path in paths]
+    pictures = [open_image(path) for path in paths]
     vlm, processor, stages = _open(name, model, asked, device, dtype)
-    inputs = chat_inputs(processor, images, question, vlm.device)
+    inputs = chat_inputs(processor, pictures, question, vlm.device)
     result = answer(vlm, processor, inputs, stages, max_new_tokens, compare=compare)
     if as_json:
         about: dict[str, Any] = {"profile": None if profile is None else str(profile), "plan": describe_plan(stages)}

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -21,8 +21,10 @@ from halfv_cli.progress import progress
 if TYPE_CHECKING:
     from halfv_accel import Plan
     from halfv_accel.answer_many import Reply
+    from halfv_data import Reading
 
 EVERY = 10**9  # samples: as many as there are
+SHIPPED = 100  # behind these the shipped source never ends
 
 
 @dataclass(frozen=True)
@@ -38,19 +40,39 @@ class Question:
     @property
     def images(self) -> Sequence[Any]:
         """Opened now: in some formats they are files until then."""
-        return self.sample.images if hasattr(self.sample, "images") else [self.sample.image]
+        return self.sample.images
 
 
-def read_questions(source: str) -> list[Question]:
-    """All rows of anything that ``halfv_data`` reads, in its order."""
-    from halfv_data import load_samples
+@dataclass(frozen=True)
+class Unread:
+    """A row of the input that is no sample; asking for its pictures says why."""
 
-    samples = load_samples(source) if source == "default" else load_samples(source, EVERY)
-    questions = []
-    for index, sample in enumerate(samples):
-        where = getattr(sample, "where", "") or f"{source} row {index + 1}"
-        questions.append(Question(index, where, sample.question, sample.answer, sample))
-    return questions
+    reason: str
+
+    @property
+    def images(self) -> Sequence[Any]:
+        from halfv_data import DataError
+
+        raise DataError(self.reason)
+
+
+def read_questions(source: str, how: Reading) -> tuple[list[Question], str]:
+    """All rows of anything that ``halfv_data`` reads, in its order; behind them, those that are broken.
+
+    Broken rows become rows with their error, or are left out with ``--skip-bad``. Also one line on what was read.
+    """
+    from halfv_data import load_data
+
+    count = SHIPPED if source == "default" else EVERY
+    loaded = load_data(source, count, reading=replace(how, skip_bad=True))
+    samples = enumerate(loaded.samples)
+    questions = [
+        Question(n, each.where or f"{source} row {n + 1}", each.question, each.answer, each) for n, each in samples
+    ]
+    broken = [] if how.skip_bad else [out for out in loaded.summary.left_out if out.bad]
+    unread = enumerate(broken, len(questions))
+    rows = [*questions, *(Question(n, out.where, "", None, Unread(out.reason)) for n, out in unread)]
+    return rows, str(loaded.summary)
 
 
 def check_output(output: Path | None, resume: bool) -> Path:
@@ -75,6 +97,7 @@ def run_many(
     by: dict[str, Any],
     batch_size: int,
     as_json: bool,
+    read: str = "",
 ) -> int:
     """Answer what the output does not hold yet; returns the exit code: 1 if not one question was answered.
 
@@ -82,12 +105,16 @@ def run_many(
     ----------
     by : dict
         What made a row, and goes into it: model, plan, dtype, max_new_tokens.
+    read : str
+        A line on what was read, told when answering begins: of a refusal, only the error is told.
     """
     from halfv_accel import accelerate
     from halfv_accel.answer_many import answer_many
 
     started = time.perf_counter()
     rows = _found(output, questions, by)
+    if read:
+        typer.echo(read, err=True)
     left = [each for each in questions if rows.get(each.index, {"error": ""})["error"] is not None]
     done = len(questions) - len(left)
     with _appending(output) as file, progress("questions") as show, accelerate(vlm, plan) as run:

@@ -89,7 +89,7 @@ def test_a_failed_row_has_its_error_and_is_asked_again(halfv, tmp_path, monkeypa
     breaking(1, DataError("1.png is damaged: save it again"))
     result = halfv(*RUN)
     assert result.code == 0
-    assert "warning: 1 of 5 rows failed, the first: questions.jsonl row 2: 1.png is damaged" in result.err
+    assert "warning: 1 of 5 rows failed, the first: questions.jsonl line 2: 1.png is damaged" in result.err
     rows = read(tmp_path / "answers.jsonl")
     assert [row["error"] for row in rows] == [None, "1.png is damaged: save it again", None, None, None]
     assert (rows[1]["answer"], rows[1]["correct"], rows[1]["visual_tokens"]) == (None, None, None)
@@ -98,6 +98,21 @@ def test_a_failed_row_has_its_error_and_is_asked_again(halfv, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     assert halfv(*RUN, "--resume").code == 0
     assert read(tmp_path / "answers.jsonl") == answered
+
+
+def test_a_row_without_its_picture_is_a_row_with_its_error(halfv, tmp_path, questions, answered):
+    (tmp_path / "answers.jsonl").unlink()
+    write(tmp_path / "questions.jsonl", [questions[0], questions[1] | {"image": "no.png"}, *questions[2:]])
+    result = halfv(*RUN)
+    assert result.code == 0 and "5 rows" in result.err
+    rows = read(tmp_path / "answers.jsonl")
+    assert [row["error"] is None for row in rows] == [True] * 4 + [False]
+    assert "line 2" in rows[4]["where"] and [row["answer"] for row in rows[:4]] == [
+        row["answer"] for row in answered if row["index"] != 1
+    ]
+    (tmp_path / "answers.jsonl").unlink()
+    assert halfv(*RUN, "--skip-bad").code == 0
+    assert len(read(tmp_path / "answers.jsonl")) == 4
 
 
 def test_where_nothing_was_answered_the_exit_code_says_so(halfv, tmp_path, questions):
@@ -177,7 +192,7 @@ def test_what_makes_no_sense_is_refused(halfv, tmp_path, questions, arguments, f
 
 
 def test_the_shipped_questions_can_be_asked(halfv, tmp_path, monkeypatch):
-    monkeypatch.setattr("halfv_data.load.load_samples.__defaults__", (None, 3, 0))
+    monkeypatch.setattr(run_many, "SHIPPED", 3)
     result = halfv("run", *PLAN, "--input", "default", "--output", "a.jsonl")
     assert result.code == 0, result.err
     assert len(read(tmp_path / "a.jsonl")) == 3
