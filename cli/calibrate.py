@@ -15,10 +15,12 @@ from halfv_cli.options import MODEL_HELP, Device, Dtype
 from halfv_cli.progress import progress
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, ProcessorMixin
 
     from halfv_accel import Profile
     from halfv_accel.settings import Goal
+    from halfv_data import Sample
+    from halfv_data.summary import Loaded
 
 NULL_SAMPLES = 8  # curves of random weights hardly differ between samples
 NULL_BELOW = 1e9  # parameters
@@ -77,22 +79,17 @@ def calibrate(
     from halfv_probe.calibration.calibrate import calibrate as measure
     from halfv_probe.calibration.journal import Journal, header
     from halfv_probe.calibration.search import usual_samples
-    from halfv_probe.trials.prompts import Prompts, check_samples
+    from halfv_probe.trials.prompts import Prompts
 
     check_writable(out)
     started = time.perf_counter()
     wanted = samples or usual_samples(goal)
     how = reading(columns, images, config, split, turns, skip_bad)
     loaded = load_data(data, wanted, seed, how)
-    found = len(loaded.samples)
     vlm, processor = open_model(model, device, dtype)
-    with progress() as show:
-        usable, refusals = check_samples(processor, loaded.samples, show if sys.stderr.isatty() else _unseen)
-    bad = [str(out) for out in loaded.summary.left_out if out.bad]
-    _tell_bad(bad, found + len(bad), skip_bad)
-    _tell_bad(refusals, found, skip_bad)
-    if found < wanted:
-        typer.echo(f"{data} holds {found} samples, fewer than {wanted}: using all of them", err=True)
+    usable = _usable(processor, loaded, skip_bad)
+    if len(loaded.samples) < wanted:
+        typer.echo(f"{data} holds {len(loaded.samples)} samples, fewer than {wanted}: using all of them", err=True)
     place = out.with_name(out.name + ".journal")
     settings = Settings(
         model_id=lasting_name(model),
@@ -121,6 +118,19 @@ def calibrate(
     profile.save(out)
     journal.remove()
     _print_choices(profile, out, time.perf_counter() - started)
+
+
+def _usable(processor: ProcessorMixin, loaded: Loaded, skip_bad: bool) -> list[Sample]:
+    """The samples that the model's processor takes; of the others one line is said, or with --skip-bad their number."""
+    from halfv_probe.trials.prompts import check_samples
+
+    with progress() as show:
+        usable, refusals = check_samples(processor, loaded.samples, show if sys.stderr.isatty() else _unseen)
+    found = len(loaded.samples)
+    bad = [str(out) for out in loaded.summary.left_out if out.bad]
+    _tell_bad(bad, found + len(bad), skip_bad)
+    _tell_bad(refusals, found, skip_bad)
+    return usable
 
 
 def _told_first(line: str, show: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:

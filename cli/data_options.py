@@ -43,7 +43,12 @@ SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out samples tha
 
 
 def reading(
-    columns: str | None, images: Path | None, config: str | None, split: str | None, turns: str, skip_bad: bool
+    columns: str | None = None,
+    images: Path | None = None,
+    config: str | None = None,
+    split: str | None = None,
+    turns: str = "first",
+    skip_bad: bool = False,
 ) -> Reading:
     """The options as the loader takes them.
 

@@ -50,12 +50,16 @@ def run(
     from halfv_data import open_image
 
     _check_options(input, output, resume, image, prompt, compare)
+    how = reading(columns, images, config, split, turns, skip_bad)
+    if input is None and how != reading():
+        raise HalfVError(
+            "--columns, --images, --config, --split, --turns and --skip-bad say how --input is read: add it"
+        )
     if model is None and plan is not None and profile is None:
         raise HalfVError("--plan names no model, as a profile does: add --model, for example --model tiny-llava")
     asked = read_plan(profile, plan, model)
     name = model or (asked.model.id if isinstance(asked, Profile) else "")
     if input is not None:
-        how = reading(columns, images, config, split, turns, skip_bad)
         place, (questions, read) = check_output(output, resume), read_questions(input, how)
         vlm, processor, stages = _open(name, model, asked, device, dtype)
         precision = str(vlm.dtype).removeprefix("torch.")

@@ -176,6 +176,8 @@ def test_answers_to_other_questions_or_of_another_run_are_not_gone_on_with(halfv
         (["--input", "questions.jsonl"], "add --output answers.jsonl"),
         (["--output", "answers.jsonl"], "--output is for many questions: add --input"),
         (["--resume"], "--resume is for many questions: add --input"),
+        (["--columns", "question=text"], "say how --input is read: add it"),
+        (["--skip-bad"], "say how --input is read: add it"),
         (["--input", "questions.jsonl", "--output", "a.jsonl", "--prompt", "Why?"], "leave --prompt out"),
         (["--input", "questions.jsonl", "--output", "a.jsonl", "--image", "0.png", "--compare"], "--image and --comp"),
         (["--input", "no.jsonl", "--output", "a.jsonl"], "no.jsonl does not exist"),
