@@ -42,12 +42,17 @@ class Question:
         """Opened now: in some formats they are files until then."""
         return self.sample.images
 
+    @property
+    def video(self) -> Any:
+        return None if self.sample.video is None else self.sample.video.load()
+
 
 @dataclass(frozen=True)
 class Unread:
     """A row of the input that is no sample; asking for its pictures says why."""
 
     reason: str
+    video: None = None
 
     @property
     def images(self) -> Sequence[Any]:
@@ -157,6 +162,9 @@ def _row(asked: Question, reply: Reply, by: dict[str, Any]) -> dict[str, Any]:
 def _found(output: Path, questions: Sequence[Question], by: dict[str, Any]) -> dict[int, dict[str, Any]]:
     """The rows of an earlier run, by index; a last line that was cut off is taken away.
 
+    A row goes by where it came from and its question: a broken one that was mended moves the places of others. What had
+    failed and is no longer there is forgotten, since it is asked again in any case.
+
     Raises
     ------
     HalfVError
@@ -166,27 +174,37 @@ def _found(output: Path, questions: Sequence[Question], by: dict[str, Any]) -> d
 
     if not output.exists():
         return {}
+    places = {_key(each): each.index for each in reversed(questions)}
     content = output.read_bytes()
     whole = content.rfind(b"\n") + 1
     rows: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(content[:whole].splitlines(), 1):
         try:
             row = json.loads(line)
-            index, question, _ = row["index"], row["question"], row["error"]
-            same = index >= 0 and questions[index].question == question
+            index, key, failed = row["index"], (row["where"], row["question"]), row["error"] is not None
+            known = 0 <= index < len(questions)
+            place = index if known and _key(questions[index]) == key else places.get(key)
+            if not (known or failed or place is not None):
+                raise LookupError(index)
             others = [f"{name} {row[name]}" for name in by if row[name] != by[name]]
         except (ValueError, LookupError, TypeError) as error:
             raise HalfVError(
                 f"{output} line {number} is no answer to a row of this --input: choose another --output"
             ) from error
-        if not same or others:
-            what = "answers another question" if not same else f"is of another run ({', '.join(others)})"
+        if place is None and failed:
+            continue
+        if place is None or others:
+            what = "answers another question" if place is None else f"is of another run ({', '.join(others)})"
             raise HalfVError(f"{output} line {number} {what}: give the same options, or choose another --output")
-        rows[index] = row
+        rows[place] = {**row, "index": place}
     if whole < len(content):
         with output.open("r+b") as file:
             file.truncate(whole)
     return rows
+
+
+def _key(asked: Question) -> tuple[str, str]:
+    return asked.where, asked.question
 
 
 @contextmanager

@@ -18,13 +18,16 @@ T = TypeVar("T")
 
 
 class Asked(Protocol):
-    """A question about pictures, which are opened when they are asked for, and may then fail to open."""
+    """A question about pictures or a video (or None), opened when they are asked for; they may then fail to open."""
 
     @property
     def question(self) -> str: ...
 
     @property
     def images(self) -> Sequence[Any]: ...
+
+    @property
+    def video(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def _replies(run: Run, processor: ProcessorMixin, batch: Sequence[Asked], max_ne
 
 def _together(run: Run, processor: ProcessorMixin, batch: Sequence[Asked], max_new_tokens: int) -> list[Reply]:
     model = run.family.model
-    inputs = batch_inputs(processor, [(each.images, each.question) for each in batch], model.device)
+    inputs = batch_inputs(processor, [(each.images, each.question, each.video) for each in batch], model.device)
     run.last = None  # else that of an earlier batch, where this one has no pictures
     ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     texts = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

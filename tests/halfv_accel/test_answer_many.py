@@ -21,6 +21,7 @@ PLAN = halfv_plan(ivr_layer=2, ivr_retention=0.25, ssr_mode="freeze", ssr_layer=
 class Asked:
     question: str
     pictures: Any  # images, or the error of opening them
+    video: Any = None
 
     @property
     def images(self):

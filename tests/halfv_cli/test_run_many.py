@@ -110,9 +110,21 @@ def test_a_row_without_its_picture_is_a_row_with_its_error(halfv, tmp_path, ques
     assert "line 2" in rows[4]["where"] and [row["answer"] for row in rows[:4]] == [
         row["answer"] for row in answered if row["index"] != 1
     ]
+    write(tmp_path / "questions.jsonl", questions)  # mended, so it has a place among the others
+    assert halfv(*RUN, "--resume").code == 0
+    assert read(tmp_path / "answers.jsonl") == answered
     (tmp_path / "answers.jsonl").unlink()
+    write(tmp_path / "questions.jsonl", [questions[0] | {"image": "no.png"}, *questions[1:]])
     assert halfv(*RUN, "--skip-bad").code == 0
     assert len(read(tmp_path / "answers.jsonl")) == 4
+
+
+def test_a_video_is_not_left_out_of_its_question(halfv, tmp_path, questions):
+    write(tmp_path / "questions.jsonl", [{"video": ["0.png", "1.png"], "question": "What moves?"}, *questions[:2]])
+    assert halfv(*RUN).code == 0
+    rows = read(tmp_path / "answers.jsonl")
+    assert rows[0]["question"] == "What moves?" and "takes no videos" in rows[0]["error"]
+    assert [row["error"] for row in rows[1:]] == [None, None]
 
 
 def test_where_nothing_was_answered_the_exit_code_says_so(halfv, tmp_path, questions):
