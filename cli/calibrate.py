@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from halfv_cli.data_options import ColumnNames, Config, Data, Images, SkipBad, Split, Turns, reading
+from halfv_cli.data_options import ColumnNames, Config, Data, Images, SkipBad, Split, Turns, reading, told
 from halfv_cli.options import MODEL_HELP, Device, Dtype
 from halfv_cli.progress import progress
 
@@ -95,6 +95,7 @@ def calibrate(
         model_id=lasting_name(model),
         data=data,
         data_fingerprint=fingerprint(usable),
+        reading=told(how),
         seed=seed,
         fidelity=fidelity,
         k=eigenvalues,

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from halfv_cli.data_options import ColumnNames, Config, Data, Images, SkipBad, Split, Turns, reading
+from halfv_cli.data_options import ColumnNames, Config, Data, Images, SkipBad, Split, Turns, everything, reading
 
 if TYPE_CHECKING:
     from halfv_data import Sample
 
 USUAL = 100  # as many as calibrate takes
-EVERYTHING = 10**9
 LINE = 100  # characters of a text that are shown
 
 
@@ -43,7 +42,7 @@ def data(
     if out is not None:
         out = out.expanduser()
         check_empty(out)
-    many = samples or (EVERYTHING if out is not None and data != "default" else USUAL)
+    many = samples or (USUAL if out is None else everything(data))
     loaded = load_data(data, many, seed, how)
     typer.echo(str(loaded.summary))
     for sample in loaded.samples[:show]:

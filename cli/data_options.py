@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
+    from halfv_accel.settings import DataReading
     from halfv_data import Reading
 
 Data = Annotated[
@@ -40,6 +41,12 @@ Turns = Annotated[
     Literal["first", "all"], typer.Option("--turns", help="Which questions of a conversation; each is asked by itself.")
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out samples that cannot be used.")]
+SHIPPED = 100  # the default source never ends; these are its files
+
+
+def everything(source: str) -> int:
+    """How many samples to ask for where all are wanted."""
+    return SHIPPED if source == "default" else 10**9
 
 
 def reading(
@@ -73,3 +80,21 @@ def reading(
             f"--images is {str(folder)[-80:]}, and there is no such folder: name the one where the pictures are"
         )
     return Reading(pairs, folder, config, split, "all" if turns == "all" else "first", skip_bad)
+
+
+def told(how: Reading) -> DataReading | None:
+    """For the profile: how data was read, if anything was asked for."""
+    from halfv_accel.settings import DataReading
+    from halfv_data import Reading
+
+    images = None if how.images is None else str(how.images.resolve())
+    return None if how == Reading() else DataReading(**{**vars(how), "images": images})
+
+
+def again(told: DataReading | None) -> Reading:
+    """The same reading, from a profile."""
+    from halfv_data import Reading
+
+    if told is None:
+        return Reading()
+    return Reading(**{**dict(told), "images": None if told.images is None else Path(told.images)})

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from halfv_cli.data_options import again
 from halfv_cli.options import MODEL_HELP, Device, Dtype, ProfilePath
 
 if TYPE_CHECKING:
@@ -46,9 +47,10 @@ def _pictures(profile: Profile, model: str | None, samples: int, device: str, dt
     from halfv_data import load_samples
     from halfv_probe.views.report import map_tokens
 
-    name = model or profile.model.id
+    name, calibration = model or profile.model.id, profile.calibration
+    how = again(None if calibration.settings is None else calibration.settings.reading)
     try:
-        drawn = load_samples(profile.calibration.data, samples, profile.calibration.seed)
+        drawn = load_samples(calibration.data, samples, calibration.seed, how)
         vlm, processor = open_model(name, device, dtype)
         maps = map_tokens(vlm, processor, drawn, profile)
     except Exception as error:  # whatever it is, the rest of the page does not need it

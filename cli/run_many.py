@@ -16,15 +16,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
+from halfv_cli.data_options import everything
 from halfv_cli.progress import progress
 
 if TYPE_CHECKING:
     from halfv_accel import Plan
     from halfv_accel.answer_many import Reply
     from halfv_data import Reading
-
-EVERY = 10**9  # samples: as many as there are
-SHIPPED = 100  # behind these the shipped source never ends
 
 
 @dataclass(frozen=True)
@@ -68,8 +66,7 @@ def read_questions(source: str, how: Reading) -> tuple[list[Question], str]:
     """
     from halfv_data import load_data
 
-    count = SHIPPED if source == "default" else EVERY
-    loaded = load_data(source, count, reading=replace(how, skip_bad=True))
+    loaded = load_data(source, everything(source), reading=replace(how, skip_bad=True))
     samples = enumerate(loaded.samples)
     questions = [
         Question(n, each.where or f"{source} row {n + 1}", each.question, each.answer, each) for n, each in samples

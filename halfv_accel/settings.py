@@ -28,6 +28,17 @@ class Goal(Document):
     confidence: Share = Field(default=0.99, description="Of the one-sided bound on the drop.")
 
 
+class DataReading(Document):
+    """How data was read, where its own form does not say it; as `halfv_data.Reading` has it."""
+
+    columns: dict[str, str] = Field(default_factory=dict)
+    images: str | None = None
+    config: str | None = None
+    split: str | None = None
+    turns: Literal["first", "all"] = "first"
+    skip_bad: bool = False
+
+
 class Settings(Document):
     """One calibration: of what, on what, and how.
 
@@ -35,6 +46,8 @@ class Settings(Document):
     ----------
     model_id, data, data_fingerprint : str
         Names of the model and of the samples, and what tells these samples from others.
+    reading : DataReading, optional
+        What else is needed to draw these samples again.
     seed : int
         Which samples were drawn, the bootstrap, and the null model's weights.
     fidelity : {"paper", "reference"}
@@ -52,6 +65,7 @@ class Settings(Document):
     model_id: str = "unnamed"
     data: str = "given"
     data_fingerprint: str = ""
+    reading: DataReading | None = None
     seed: int = 0
     fidelity: Fidelity = "paper"
     k: Literal["elbow"] | int | float = "elbow"

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from halfv_data import scenes
+
 from .test_bad_input import refused, snapshot
 
 EXAMPLE = Path(__file__).parents[2] / "reports" / "example" / "profile.json"
@@ -25,6 +27,20 @@ def test_without_a_model_the_page_says_so(halfv, tmp_path):
     assert (result.code, result.err) == (0, "")
     page = (tmp_path / "report.html").read_text()
     assert "Not drawn: the page was made with --no-model." in page and 'download="tokens_' not in page
+
+
+def test_samples_are_read_as_they_were_for_the_calibration(halfv, tmp_path):
+    """Paths start at another folder and the question has a column of its own: the profile remembers both."""
+    (tmp_path / "pictures").mkdir()
+    next(scenes(1, seed=0)).image.save(tmp_path / "pictures" / "0.png")
+    row = {"image": "0.png", "question": "Not this.", "asked": "What shape is it?"}
+    (tmp_path / "list.jsonl").write_text(json.dumps(row) + "\n")
+    how = ("--data", "list.jsonl", "--images", "pictures", "--columns", "question=asked", "--no-null")
+    assert halfv("calibrate", "--model", "tiny-llava", *how).code == 0
+    result = halfv("report")
+    assert result.said == "" and result.code == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "What shape is it?" in page and "Not this." not in page
 
 
 GONE = {

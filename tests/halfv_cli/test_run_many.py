@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-import halfv_cli.run_many as run_many
+from halfv_cli import data_options, run_many
 from halfv_data import DataError, scenes
 
 from .test_bad_input import refused, snapshot
@@ -206,7 +206,7 @@ def test_what_makes_no_sense_is_refused(halfv, tmp_path, questions, arguments, f
 
 
 def test_the_shipped_questions_can_be_asked(halfv, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_many, "SHIPPED", 3)
+    monkeypatch.setattr(data_options, "SHIPPED", 3)
     result = halfv("run", *PLAN, "--input", "default", "--output", "a.jsonl")
     assert result.code == 0, result.err
     assert len(read(tmp_path / "a.jsonl")) == 3

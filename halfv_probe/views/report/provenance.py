@@ -76,7 +76,9 @@ def _facts(profile: Profile) -> list[tuple[str, str]]:
 def _settings(settings: Settings) -> Iterator[tuple[str, object]]:
     """What else was asked for: the goal is at the top of the page, the data are told beside it."""
     told = {"model_id", "data", "data_fingerprint", "seed", "fidelity", "goal"}
-    yield from ((name.replace("_", " "), value) for name, value in settings.model_dump(exclude=told).items())
+    yield from (
+        (name.replace("_", " "), value) for name, value in settings.model_dump(exclude=told, exclude_none=True).items()
+    )
 
 
 def _version() -> str:
