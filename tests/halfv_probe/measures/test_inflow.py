@@ -41,7 +41,7 @@ def slow_inflow(weights, visual, text, exclude, near):
     ]
 
 
-@pytest.mark.parametrize("exclude", [(), {"self"}, {"first"}, {"self", "text"}], ids=str)
+@pytest.mark.parametrize("exclude", [(), {"self"}, {"first"}, {"self", "text"}], ids=["none", "self", "first", "both"])
 def test_inflow_is_counted_from_the_models_own_maps(mini, exclude):
     for inputs in batches(mini):
         measured = information_inflow(mini.model(), inputs, exclude, near=3)
