@@ -25,7 +25,7 @@ demo: setup  ## calibrate the embedded model, plot and report what was found, as
 	$(BIN)/halfv run --profile $(DEMO)/profile.json --compare
 
 test: setup  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: lint types test  ## lint, types and tests, as CI runs them
 

@@ -50,11 +50,16 @@ class Summary:
         counts = Counter(out.reason for out in self.left_out)
         first = {out.reason: out.where for out in reversed(self.left_out)}
         reasons = [
-            f"{brief(reason, 100)} ({count}, first {first[reason].removeprefix(self.source).strip() or first[reason]})"
+            f"{brief(reason, 100)} ({count}, first {self._within(first[reason])})"
             for reason, count in counts.most_common(3)
         ]
         more = f", and {len(counts) - 3} other reasons" if len(counts) > 3 else ""
         return f", {len(self.left_out)} left out: {', '.join(reasons)}{more}"
+
+    def _within(self, where: str) -> str:
+        """A place inside of the source, whose name begins the line; long names begin places in short."""
+        inside = where.removeprefix(self.source).removeprefix(shown(Path(self.source))).strip()
+        return inside or where
 
     def _roles(self) -> list[str]:
         """Which column is what, in the form that ``--columns`` takes."""

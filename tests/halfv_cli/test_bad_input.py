@@ -99,7 +99,7 @@ def pictures(tmp_path):
 @pytest.mark.parametrize("name", ["missing.png", "fake.png", "cut.png", "."])
 def test_bad_pictures(check, pictures, profile_path, name):
     arguments = ("run", "--profile", profile_path, "--prompt", "Is there a star?", "--image", pictures / name)
-    check([str(pictures / name).removesuffix("/.")], *arguments)
+    check([str(pictures / name).removesuffix("/.")[-70:]], *arguments)  # long paths are shown by their ends
 
 
 @pytest.mark.parametrize(
