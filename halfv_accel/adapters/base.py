@@ -168,7 +168,8 @@ class Family:
         if rotary is None:
             return heads
         cos, sin = (table.to(heads.device) for table in rotary)
-        return sys.modules[type(attention).__module__].apply_rotary_pos_emb(heads, heads, cos, sin)[0]
+        none = heads[:, :0]  # the function turns queries and keys; here only one of them is wanted
+        return sys.modules[type(attention).__module__].apply_rotary_pos_emb(heads, none, cos, sin)[0]
 
 
 def by_name(signature: inspect.Signature, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:

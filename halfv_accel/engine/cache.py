@@ -105,7 +105,11 @@ class ReducedLayer(DynamicLayer):
                 "this cache was filled by an accelerated prefill: continue inside the same accelerate(...) block, "
                 "or start again with an empty cache"
             )
-        return super().update(key_states, value_states, *args, **kwargs)
+        if self.places:
+            return super().update(key_states, value_states, *args, **kwargs)
+        self.lazy_initialization(key_states, value_states)
+        self.keys, self.values = key_states, value_states  # joined with nothing they would be copied
+        return self.keys, self.values
 
     def reset(self) -> None:
         super().reset()
