@@ -1,4 +1,4 @@
-"""The sizes of a decoder stack, which is all that counting its operations needs."""
+"""The sizes of a decoder stack and of a vision tower, which is all that counting their operations needs."""
 
 from __future__ import annotations
 
@@ -47,3 +47,38 @@ class Decoder:
             return 2 * query + 2 * self.heads * self.hidden * candidates
         keys = 2 * self.hidden * self.head_dim * self.kv_heads * candidates
         return query + keys + 2 * self.heads * self.head_dim * candidates
+
+
+@dataclass(frozen=True)
+class Tower:
+    """Sizes of a vision tower.
+
+    Parameters
+    ----------
+    patches_per_token : int
+        Patches that one visual token stands for.
+    has_cls : bool
+        Is there a CLS token in front of the patches?
+    """
+
+    hidden: int
+    heads: int
+    patches_per_token: int = 1
+    has_cls: bool = True
+
+    @classmethod
+    def of(cls, config: Any) -> Tower | None:
+        """From a transformers config; None where it has no vision part of a usual form."""
+        vision = getattr(config, "vision_config", None)
+        heads = getattr(vision, "num_attention_heads", None) or getattr(vision, "num_heads", None)
+        # Qwen2-VL calls the tower's width embed_dim, and hidden_size what leaves the merger.
+        hidden = getattr(vision, "embed_dim", None) or getattr(vision, "hidden_size", None)
+        if not heads or not hidden:
+            return None
+        merge = getattr(vision, "spatial_merge_size", None)
+        return cls(hidden, heads, 1 if merge is None else merge**2, merge is None)
+
+    def attention_flops(self, tokens: int) -> int:
+        """Products behind the signal "attention", for so many visual tokens of one picture; q and k are there."""
+        patches = tokens * self.patches_per_token
+        return 2 * self.hidden * ((patches + 1) if self.has_cls else patches**2)

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from halfv_accel.budget import token_budget
-from halfv_accel.decoder import Decoder
+from halfv_accel.decoder import Decoder, Tower
 from halfv_accel.errors import HalfVError
 from halfv_accel.plan import Plan
-from halfv_accel.strategies import Counted
+from halfv_accel.strategies import Counted, Sizes
 
 __all__ = ["Decoder", "head_flops", "paper_flops", "prefill_flops", "selection_flops"]
 
@@ -56,8 +56,15 @@ def paper_flops(config: Any, visual: int, text: int, plan: Plan | None = None) -
     return total
 
 
-def selection_flops(config: Any, visual: int, plan: Plan) -> int:
+def selection_flops(config: Any, visual: int, plan: Plan, text: int = 0) -> int:
     """Operations that choosing tokens adds to `prefill_flops`, as each stage's strategy counts them.
+
+    Parameters
+    ----------
+    config : transformers config or Decoder
+        From a `Decoder` alone, what strategies do with the vision tower is not counted.
+    visual, text : int
+        Tokens of the sequence.
 
     Raises
     ------
@@ -70,11 +77,8 @@ def selection_flops(config: Any, visual: int, plan: Plan) -> int:
         kept = min(token_budget(visual, stage.retention), alive)
         if kept < alive:  # otherwise the engine does not ask
             if not isinstance(stage.strategy, Counted):
-                raise HalfVError(
-                    f"strategy {stage.strategy!r} does not count its operations: "
-                    "give it flops(decoder, candidates, kept)"
-                )
-            total += stage.strategy.flops(decoder, alive, kept)
+                raise HalfVError(f"strategy {stage.strategy!r} does not count its operations: give it flops(sizes)")
+            total += stage.strategy.flops(Sizes(decoder, alive, kept, text, Tower.of(config)))
         alive = kept
     return total
 

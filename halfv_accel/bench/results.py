@@ -130,7 +130,7 @@ class Flops:
         return cls(
             sum(prefill_flops(config, v, t, plan) for v, t in rows),
             sum(paper_flops(config, v, t, plan) for v, t in rows),
-            0 if plan is None else sum(selection_flops(config, v, plan) for v in visual),
+            0 if plan is None else sum(selection_flops(config, v, plan, t) for v, t in rows),
         )
 
 

@@ -1,7 +1,7 @@
 """Which visual tokens stay. One file per strategy, registered there under its name and imported here.
 
 A strategy is a frozen dataclass of its parameters with one method, `select(view, budget)`. It sees a `LayerView` and
-returns a mask; masks, caches and positions belong to the engine. A second method, `flops`, counts what choosing costs.
+returns a mask; masks, caches and positions belong to the engine. What else a strategy may have is in `protocol`.
 """
 
 from __future__ import annotations
@@ -9,19 +9,37 @@ from __future__ import annotations
 from halfv_accel.strategies.anchor_cover import AnchorCover
 from halfv_accel.strategies.keep_none import KeepNone
 from halfv_accel.strategies.last_token_attention import LastTokenAttention
+from halfv_accel.strategies.protocol import (
+    Adaptive,
+    Counted,
+    Merging,
+    Needs,
+    Places,
+    ScoredBy,
+    Sizes,
+    Strategy,
+    View,
+    needs_of,
+)
 from halfv_accel.strategies.random_choice import RandomChoice
-from halfv_accel.strategies.registry import STRATEGIES, Counted, ScoredBy, Strategy, View, register, resolve
+from halfv_accel.strategies.registry import STRATEGIES, register, resolve
 
 __all__ = [
     "STRATEGIES",
+    "Adaptive",
     "AnchorCover",
     "Counted",
     "KeepNone",
     "LastTokenAttention",
+    "Merging",
+    "Needs",
+    "Places",
     "RandomChoice",
     "ScoredBy",
+    "Sizes",
     "Strategy",
     "View",
+    "needs_of",
     "register",
     "resolve",
 ]

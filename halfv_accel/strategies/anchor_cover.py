@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from halfv_accel.budget import floor_share
-from halfv_accel.decoder import Decoder
 from halfv_accel.errors import HalfVError
 from halfv_accel.strategies.farthest_points import farthest_points
 from halfv_accel.strategies.ranking import top_k_mask
-from halfv_accel.strategies.registry import ScoredBy, View, check_scored_by, register
+from halfv_accel.strategies.protocol import Needs, ScoredBy, Sizes, View, check_scored_by
+from halfv_accel.strategies.registry import register
 
 
 @register("anchor_cover")
@@ -45,6 +45,10 @@ class AnchorCover:
 
         check_scored_by(self.scored_by)
 
+    @property
+    def needs(self) -> Needs:
+        return Needs(before=self.scored_by == "previous")
+
     def select(self, view: View, budget: Tensor) -> Tensor:
         anchors = torch.floor(budget.double() * self.anchor_ratio + 1e-9).long()  # see floor_share
         if self.anchor_ratio > 0:
@@ -52,7 +56,8 @@ class AnchorCover:
         scores = view.last_token_scores(rotary=False, scored_by=self.scored_by)
         return farthest_points(view.states, view.present, top_k_mask(scores, view.present, anchors), budget)
 
-    def flops(self, decoder: Decoder, candidates: int, kept: int) -> int:
-        anchors = max(floor_share(kept, self.anchor_ratio), min(kept, 1) if self.anchor_ratio > 0 else 0)
-        cosines = candidates * (candidates + anchors)
-        return decoder.last_token_flops(candidates, rotary=False) + 2 * cosines * decoder.hidden
+    def flops(self, sizes: Sizes) -> int:
+        anchors = max(floor_share(sizes.kept, self.anchor_ratio), min(sizes.kept, 1) if self.anchor_ratio > 0 else 0)
+        cosines = sizes.candidates * (sizes.candidates + anchors)
+        scores = sizes.decoder.last_token_flops(sizes.candidates, rotary=False)
+        return scores + 2 * cosines * sizes.decoder.hidden

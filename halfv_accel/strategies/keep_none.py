@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from halfv_accel.decoder import Decoder
-from halfv_accel.strategies.registry import View, register
+from halfv_accel.strategies.protocol import Needs, Sizes, View
+from halfv_accel.strategies.registry import register
 
 
 @register("keep_none")
@@ -16,8 +17,10 @@ from halfv_accel.strategies.registry import View, register
 class KeepNone:
     """The empty selection; its budget is always zero."""
 
+    needs: ClassVar[Needs] = Needs()
+
     def select(self, view: View, budget: Tensor) -> Tensor:
         return torch.zeros_like(view.present)
 
-    def flops(self, decoder: Decoder, candidates: int, kept: int) -> int:
+    def flops(self, sizes: Sizes) -> int:
         return 0

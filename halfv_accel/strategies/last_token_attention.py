@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from halfv_accel.decoder import Decoder
 from halfv_accel.strategies.ranking import top_k_mask
-from halfv_accel.strategies.registry import ScoredBy, View, check_scored_by, register
+from halfv_accel.strategies.protocol import Needs, ScoredBy, Sizes, View, check_scored_by
+from halfv_accel.strategies.registry import register
 
 
 @register("last_token_attention")
@@ -34,8 +34,12 @@ class LastTokenAttention:
     def __post_init__(self) -> None:
         check_scored_by(self.scored_by)
 
+    @property
+    def needs(self) -> Needs:
+        return Needs(before=self.scored_by == "previous")
+
     def select(self, view: View, budget: Tensor) -> Tensor:
         return top_k_mask(view.last_token_scores(self.rotary, self.scored_by), view.present, budget)
 
-    def flops(self, decoder: Decoder, candidates: int, kept: int) -> int:
-        return decoder.last_token_flops(candidates, self.rotary)
+    def flops(self, sizes: Sizes) -> int:
+        return sizes.decoder.last_token_flops(sizes.candidates, self.rotary)

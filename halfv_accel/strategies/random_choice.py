@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from halfv_accel.decoder import Decoder
 from halfv_accel.errors import HalfVError
 from halfv_accel.strategies.ranking import top_k_mask
-from halfv_accel.strategies.registry import View, register
+from halfv_accel.strategies.protocol import Needs, Sizes, View
+from halfv_accel.strategies.registry import register
 
 
 @register("random_choice")
@@ -27,6 +28,8 @@ class RandomChoice:
 
     seed: int = 0
 
+    needs: ClassVar[Needs] = Needs()
+
     def __post_init__(self) -> None:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             raise HalfVError(f"seed is {self.seed!r}: give a whole number from 0 to {2**32 - 1}")
@@ -39,5 +42,5 @@ class RandomChoice:
             scores[row, :count] = torch.rand(count, generator=draw)
         return top_k_mask(scores.to(view.present.device), view.present, budget)
 
-    def flops(self, decoder: Decoder, candidates: int, kept: int) -> int:
+    def flops(self, sizes: Sizes) -> int:
         return 0

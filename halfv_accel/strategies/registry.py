@@ -1,88 +1,16 @@
-"""What a strategy is, what it sees, and the names under which strategies are found."""
+"""The names under which strategies are found."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 from collections.abc import Callable
-from typing import Literal, Protocol, TypeVar, get_args, runtime_checkable
+from typing import TypeVar
 
-from torch import Tensor
-
-from halfv_accel.decoder import Decoder
 from halfv_accel.errors import HalfVError
+from halfv_accel.strategies.protocol import Strategy
 
 Class = TypeVar("Class", bound=type)
-ScoredBy = Literal["previous", "own"]
-
-
-def check_scored_by(scored_by: object) -> None:
-    """Refuse anything but the two layers whose attention may rank the tokens of a stage.
-
-    Raises
-    ------
-    HalfVError
-    """
-    if scored_by not in get_args(ScoredBy):
-        raise HalfVError(
-            f"scored_by is {scored_by!r}: choose 'previous' (the layer before the stage) or 'own' (the stage's layer)"
-        )
-
-
-class View(Protocol):
-    """The visual tokens in front of a decoder layer, as a strategy sees them.
-
-    Rows of a batch may hold different numbers of visual tokens: they are packed to the left, and `present` says which
-    places are real.
-    """
-
-    @property
-    def present(self) -> Tensor:
-        """Places that hold a token: [B, V] bool."""
-        ...
-
-    @property
-    def states(self) -> Tensor:
-        """Hidden states of the visual tokens, input of the stage's layer: [B, V, H]."""
-        ...
-
-    def last_token_scores(self, rotary: bool, scored_by: ScoredBy = "previous") -> Tensor:
-        """Attention of the row's last text token to its visual tokens, mean over heads: [B, V], 0 on padding.
-
-        It is taken in the layer before the stage's ("previous"), or in the stage's "own".
-        """
-        ...
-
-
-@runtime_checkable
-class Strategy(Protocol):
-    """Chooses visual tokens."""
-
-    def select(self, view: View, budget: Tensor) -> Tensor:
-        """Mask of the tokens that stay.
-
-        Parameters
-        ----------
-        view : View
-            Tokens still in play.
-        budget : (B,) long Tensor
-            Tokens to keep in each row; never more than the row has.
-
-        Returns
-        -------
-        (B, V) bool Tensor
-            Exactly `budget` true places in each row, all of them present.
-        """
-        ...
-
-
-@runtime_checkable
-class Counted(Protocol):
-    """A strategy that says what choosing costs; without this it runs, and `selection_flops` refuses to guess."""
-
-    def flops(self, decoder: Decoder, candidates: int, kept: int) -> int:
-        """Operations of choosing `kept` of the `candidates` visual tokens of one row, beside the layers' own."""
-        ...
 
 
 class StrategyRegistry:

@@ -108,7 +108,7 @@ class Alone:
 def relative_flops(plan: Plan, config: Any, visual: int, text: int) -> float:
     """Exact prefill FLOPs of the decoder, selection included / untouched, for so many tokens."""
     whole = prefill_flops(config, visual, text)
-    return (prefill_flops(config, visual, text, plan) + selection_flops(config, visual, plan)) / whole
+    return (prefill_flops(config, visual, text, plan) + selection_flops(config, visual, plan, text)) / whole
 
 
 def anchor_ratio(retention: float) -> float:

@@ -219,8 +219,8 @@ def test_a_strategy_counts_its_own_operations_or_is_refused(mini):
             raise AssertionError("counting chooses nothing")
 
     class Counting(Silent):
-        def flops(self, decoder, candidates, kept):
-            return 1000 * candidates + kept
+        def flops(self, sizes):
+            return 1000 * sizes.candidates + sizes.kept
 
     config = mini.build().config
     refusal(lambda: selection_flops(config, 100, Plan((Stage("mine", 1, Silent(), 0.5),))), "Silent.*give it flops")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from halfv_accel import HalfVError
 from halfv_accel.architectures import middling
 from halfv_accel.decoder import Decoder
-from halfv_accel.strategies import RandomChoice, resolve
+from halfv_accel.strategies import RandomChoice, Sizes, resolve
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -54,7 +54,7 @@ def test_every_token_is_as_likely_as_any_other():
 
 def test_it_counts_no_operations_and_goes_by_its_name():
     assert resolve("random_choice") == RandomChoice(seed=0)
-    assert RandomChoice().flops(Decoder.of(middling()), 100, 10) == 0
+    assert RandomChoice().flops(Sizes(Decoder.of(middling()), 100, 10)) == 0
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 1.0, True, "1"])

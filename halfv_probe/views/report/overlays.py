@@ -26,7 +26,7 @@ from halfv_accel.budget import floor_share
 from halfv_accel.plan import Then
 from halfv_accel.prompts import batch_inputs
 from halfv_accel.strategies import LastTokenAttention, Strategy
-from halfv_accel.strategies.registry import View
+from halfv_accel.strategies import View
 from halfv_probe.trials.prompts import AskedPicture, turn
 
 MERGED_GRIDS = (
