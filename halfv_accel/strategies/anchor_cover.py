@@ -15,8 +15,8 @@ from torch import Tensor
 from halfv_accel.budget import floor_share
 from halfv_accel.errors import HalfVError
 from halfv_accel.strategies.farthest_points import farthest_points
-from halfv_accel.strategies.ranking import top_k_mask
 from halfv_accel.strategies.protocol import Needs, ScoredBy, Sizes, View, check_scored_by
+from halfv_accel.strategies.ranking import top_k_mask
 from halfv_accel.strategies.registry import register
 
 

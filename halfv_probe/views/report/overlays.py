@@ -25,8 +25,7 @@ from halfv_accel.adapters import Family, family_of
 from halfv_accel.budget import floor_share
 from halfv_accel.plan import Then
 from halfv_accel.prompts import batch_inputs
-from halfv_accel.strategies import LastTokenAttention, Strategy
-from halfv_accel.strategies import View
+from halfv_accel.strategies import LastTokenAttention, Strategy, View
 from halfv_probe.trials.prompts import AskedPicture, turn
 
 MERGED_GRIDS = (
