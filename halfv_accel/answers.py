@@ -88,7 +88,7 @@ def answer(
     times: dict[str, list[float]] = {"untouched": [], "accelerated": []}
     with accelerate(model, plan) as run:
         ids, seconds = once(nullcontext())
-    report = run.last or PrefillReport(visual_tokens=[0])
+    report = run.last or PrefillReport([0], model.config.get_text_config().num_hidden_layers)
     untouched = once(nullcontext())[0] if compare else None
     for _ in range(repeats if compare else 0):
         times["untouched"].append(once(nullcontext())[1])

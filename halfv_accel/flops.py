@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from halfv_accel.budget import token_budget
 from halfv_accel.decoder import Decoder, Tower
 from halfv_accel.errors import HalfVError
 from halfv_accel.plan import Plan
@@ -33,7 +32,8 @@ def prefill_flops(config: Any, visual: int, text: int, plan: Plan | None = None,
     visual, text : int
         Tokens of the sequence.
     plan : Plan, optional
-        Dropped tokens are gone; frozen ones cost their key and value projections and are attended to.
+        Dropped tokens are gone; frozen ones, and those of a skipped layer, cost their key and value projections and
+        are attended to. Where a strategy decides itself how many stay, the most are counted.
     """
     decoder = Decoder.of(config)
     return sum(
@@ -74,7 +74,7 @@ def selection_flops(config: Any, visual: int, plan: Plan, text: int = 0) -> int:
     decoder = Decoder.of(config)
     total, alive = 0, visual
     for stage in () if plan.spares(visual) else plan.stages:
-        kept = min(token_budget(visual, stage.retention), alive)
+        kept = min(stage.most(visual), alive)
         if kept < alive:  # otherwise the engine does not ask
             if not isinstance(stage.strategy, Counted):
                 raise HalfVError(f"strategy {stage.strategy!r} does not count its operations: give it flops(sizes)")
@@ -97,13 +97,18 @@ def head_flops(config: Any, tokens: int = 1) -> int:
 def _tokens_per_layer(layers: int, visual: int, plan: Plan | None) -> Iterator[tuple[int, int]]:
     """(processed, frozen) visual tokens of each layer."""
     active, frozen = visual, 0
+    if plan is None or plan.spares(visual):
+        plan = None
     for layer in range(layers):
-        for stage in () if plan is None or plan.spares(visual) else plan.stages:
+        for stage in () if plan is None else plan.stages:
             if stage.layer == layer:
-                kept = min(token_budget(visual, stage.retention), active)
+                kept = min(stage.most(visual), active)
                 frozen += active - kept if stage.then == "freeze" else 0
                 active = kept
-        yield active, frozen
+        if plan is not None and layer in plan.skip:
+            yield 0, frozen + active
+        else:
+            yield active, frozen
 
 
 def _layer_flops(decoder: Decoder, processed: int, frozen: int, text: int, causal: bool) -> int:

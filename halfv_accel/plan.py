@@ -1,9 +1,12 @@
 """A plan is a list of stages: WHERE, WHICH visual tokens stay, and WHAT becomes of the others.
 
+A stage at layer l acts on the *input* of decoder layer l, counted from 0, as L_IVR and L_SSR do in Table 9. So a stage
+at layer 0 acts before the language model, on the projected visual features. Beside the stages, a plan may name layers
+in which visual tokens are not updated (`skip`, ShortV); freezing them at a layer is to skip all layers from there on.
+
 HalfV (§3.3) is two stages. The first, IVR, keeps a relevant and well spread subset at the onset of Stage II and drops
 the rest; the second, SSR, either drops nearly everything (`sparse`, the Qwen family) or stops updating what is left
-(`freeze`, Eq. 7, the LLaVA family). A stage at layer l acts on the *input* of decoder layer l, counted from 0, as
-L_IVR and L_SSR do in Table 9.
+(`freeze`, Eq. 7, the LLaVA family).
 
 >>> plan = halfv_plan(ivr_layer=3, ivr_retention=0.5, anchor_ratio=0.2, ssr_mode="freeze", ssr_layer=15)
 >>> [(stage.name, stage.layer, stage.then) for stage in plan.stages]
@@ -16,8 +19,19 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+from halfv_accel.budget import token_budget
 from halfv_accel.errors import HalfVError
-from halfv_accel.strategies import AnchorCover, KeepNone, LastTokenAttention, ScoredBy, Strategy, resolve
+from halfv_accel.strategies import (
+    Adaptive,
+    AnchorCover,
+    KeepNone,
+    LastTokenAttention,
+    Merging,
+    ScoredBy,
+    Strategy,
+    needs_of,
+    resolve,
+)
 
 Then = Literal["drop", "freeze"]
 Fidelity = Literal["paper", "reference"]
@@ -33,34 +47,73 @@ class Stage:
     name : str
         How reports call it, e.g. "ivr" or "ssr".
     layer : int
-        Decoder layer, counted from 0, whose input the stage acts on. At least 1: scores need the layer before.
+        Decoder layer, counted from 0, whose input the stage acts on. 0 is before the language model; at least 1 where
+        the strategy looks at the layer before.
     strategy : Strategy or str
         Which tokens stay, as an object or the name of a registered strategy with default parameters.
     retention : float
-        Kept / all, of the row's original visual tokens.
+        Kept / all, of the row's original visual tokens; the most, where the strategy decides itself how many.
     then : {"drop", "freeze"}
         What becomes of the others: gone from this and all later layers, or no longer updated but still attended to.
+    tokens : int, optional
+        Visual tokens of each row that stay, whatever it has, as papers count them. Instead of the retention.
+    least : float, optional
+        Only with a strategy that decides itself how many tokens stay: the smallest retention that it may choose.
     """
 
     name: str
     layer: int
     strategy: Strategy
-    retention: float
+    retention: float = 1.0
     then: Then = "drop"
+    tokens: int | None = None
+    least: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strategy", resolve(self.strategy))
-        if not isinstance(self.layer, int) or isinstance(self.layer, bool) or self.layer < 1:
-            raise HalfVError(
-                f"stage '{self.name}' has layer {self.layer!r}: give a whole number of at least 1, "
-                "because tokens are scored with the layer before"
-            )
+        self._check_layer()
         if self.then not in ("drop", "freeze"):
             raise HalfVError(f"stage '{self.name}' has then={self.then!r}: choose 'drop' or 'freeze'")
         none = isinstance(self.strategy, KeepNone)
         if not (self.retention == 0 if none else _is_ratio(self.retention)):
             range_ = "0, as keep_none keeps nothing" if none else "a number in (0, 1]"
             raise HalfVError(f"stage '{self.name}' has retention {self.retention!r}: give {range_}")
+        if self.tokens is not None:
+            if none or not _is_whole(self.tokens, 1):
+                raise HalfVError(f"stage '{self.name}' has tokens={self.tokens!r}: give a whole number of at least 1")
+            if self.retention != 1:
+                raise HalfVError(f"stage '{self.name}' has a retention and a number of tokens: give one of them")
+        if self.then == "freeze" and isinstance(self.strategy, Merging):
+            raise HalfVError(f"stage '{self.name}' merges tokens and freezes them: choose then='drop'")
+        self._check_least()
+
+    def most(self, visual: int) -> int:
+        """The most tokens that may stay of a row that had so many."""
+        return token_budget(visual, self.retention) if self.tokens is None else min(self.tokens, visual)
+
+    def fewest(self, visual: int) -> int:
+        """The fewest; without `least` as many as `most`."""
+        return self.most(visual) if self.least is None else min(token_budget(visual, self.least), self.most(visual))
+
+    @property
+    def keeps_everything(self) -> bool:
+        return self.retention == 1 and self.tokens is None and self.least is None
+
+    def _check_layer(self) -> None:
+        before = needs_of(self.strategy).before
+        if not _is_whole(self.layer, 1 if before else 0):
+            why = ", because tokens are scored with the layer before" if before else ""
+            raise HalfVError(
+                f"stage '{self.name}' has layer {self.layer!r}: give a whole number of at least {int(before)}{why}"
+            )
+
+    def _check_least(self) -> None:
+        if self.least is None:
+            return
+        if not isinstance(self.strategy, Adaptive):
+            raise HalfVError(f"stage '{self.name}' has least={self.least!r}, but its strategy keeps a fixed share")
+        if not _is_ratio(self.least) or (self.tokens is None and self.least > self.retention):
+            raise HalfVError(f"stage '{self.name}' has least={self.least!r}: give a number in (0, its retention]")
 
 
 @dataclass(frozen=True)
@@ -70,26 +123,33 @@ class Plan:
     Parameters
     ----------
     stages : tuple of Stage
-        Sorted by layer. A `freeze` is the last one.
+        Sorted by layer. A `freeze` is the last one. There may be none where layers are skipped.
     fidelity : {"paper", "reference"}
         "paper" follows the equations. "reference" follows the authors' public code where it deviates from them:
         attention scores without 1/sqrt(d), and farthest points among states that went through the final norm.
     min_visual_tokens : int
         A prompt with fewer visual tokens is left alone, because choosing among them would cost more than it saves.
+    skip : tuple of int
+        Decoder layers, counted from 0, that do not update visual tokens: these only provide keys and values there.
     """
 
     stages: tuple[Stage, ...]
     fidelity: Fidelity = "paper"
     min_visual_tokens: int = 0
+    skip: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
+        object.__setattr__(self, "skip", tuple(sorted(set(self.skip))))
+        wrong = [layer for layer in self.skip if not _is_whole(layer, 0)]
+        if wrong:
+            raise HalfVError(f"the plan skips layer {wrong[0]!r}: give whole numbers of at least 0")
         if self.fidelity not in ("paper", "reference"):
             raise HalfVError(f"fidelity is {self.fidelity!r}: choose 'paper' or 'reference'")
-        if not self.stages:
+        if not self.stages and not self.skip:
             raise HalfVError("the plan has no stage: give at least one, e.g. with halfv_plan(...)")
         least = self.min_visual_tokens
-        if not isinstance(least, int) or isinstance(least, bool) or least < 0:
+        if not _is_whole(least, 0):
             raise HalfVError(f"min_visual_tokens is {least!r}: give a whole number of tokens, or 0 for every prompt")
         for before, after in pairwise(self.stages):
             _check_order(before, after)
@@ -97,7 +157,21 @@ class Plan:
     @property
     def keeps_everything(self) -> bool:
         """Is nothing ever taken away, so that nothing has to be refused?"""
-        return all(stage.retention == 1 for stage in self.stages)
+        return not self.skip and all(stage.keeps_everything for stage in self.stages)
+
+    @property
+    def freezes(self) -> bool:
+        """Are there tokens that only provide keys and values in some layer?"""
+        return bool(self.skip) or any(stage.then == "freeze" for stage in self.stages)
+
+    @property
+    def first(self) -> int:
+        """The first decoder layer whose input the plan has to see."""
+        needs = [needs_of(stage.strategy) for stage in self.stages]
+        if any(need.prompt for need in needs):
+            return 0
+        seen = [stage.layer - need.before for stage, need in zip(self.stages, needs, strict=True)]
+        return min([*seen, *self.skip])
 
     def spares(self, visual: int) -> bool:
         """Is a prompt with so few visual tokens left alone?"""
@@ -107,10 +181,16 @@ class Plan:
         """Refuse a plan that acts on layers the model does not have."""
         for stage in self.stages:
             if stage.layer >= num_layers:
+                least = int(needs_of(stage.strategy).before)
                 raise HalfVError(
                     f"stage '{stage.name}' acts on layer {stage.layer}, but the model has {num_layers} "
-                    f"layers: choose a layer from 1 to {num_layers - 1}"
+                    f"layers: choose a layer from {least} to {num_layers - 1}"
                 )
+        if self.skip and self.skip[-1] >= num_layers:
+            raise HalfVError(
+                f"the plan skips layer {self.skip[-1]}, but the model has {num_layers} layers: "
+                f"choose layers from 0 to {num_layers - 1}"
+            )
 
 
 def halfv_plan(
@@ -157,6 +237,10 @@ def halfv_plan(
         raise HalfVError("ssr_mode 'sparse' needs ssr_retention: give the share of visual tokens to keep, e.g. 0.05")
     ssr = Stage("ssr", ssr_layer, LastTokenAttention(rotary=True, scored_by=ssr_scored_by), ssr_retention)
     return Plan((ivr, ssr), fidelity, min_visual_tokens)
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _is_ratio(value: object) -> bool:

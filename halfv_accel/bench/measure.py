@@ -172,7 +172,7 @@ def variants(plan: Plan) -> dict[str, Plan | None]:
     """
     first, *rest = plan.stages
     compared: dict[str, Plan | None] = {UNTOUCHED: None, ACCELERATED: plan, WITH_BLOCK: plan}
-    if all(stage.retention == 1 for stage in plan.stages):
+    if plan.keeps_everything:
         return compared  # keeping everything, there is nothing to choose
     compared["keep all"] = replace(plan, stages=tuple(replace(stage, **_everything(stage)) for stage in plan.stages))
     if not isinstance(first.strategy, KeepNone):

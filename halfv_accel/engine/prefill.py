@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -14,15 +14,16 @@ from transformers.cache_utils import Cache
 
 from halfv_accel.adapters import Family
 from halfv_accel.adapters.base import Rotary
-from halfv_accel.budget import token_budget
 from halfv_accel.engine.cache import KeysFirst, ReducedLayer, adopt
+from halfv_accel.engine.choice import Choice, on_device
 from halfv_accel.engine.masks import Kernel, prefill_mask
 from halfv_accel.engine.report import PrefillReport, StageReport, Stopwatch
 from halfv_accel.engine.rows import Rows
+from halfv_accel.engine.scene import Scene
 from halfv_accel.engine.view import LayerInput, LayerView
 from halfv_accel.errors import HalfVError
 from halfv_accel.plan import Fidelity, Stage, Then
-from halfv_accel.strategies import KeepNone
+from halfv_accel.strategies import needs_of
 
 
 @dataclass
@@ -84,6 +85,10 @@ class Prefill:
         Those that `enter` runs by itself.
     min_visual_tokens : int
         Rows with fewer keep all that they have.
+    skip : collection of int
+        Layers that do not update visual tokens.
+    scene : Scene, optional
+        What strategies may ask of the pictures.
     packed : (B,) bool Tensor, optional
         Rows that hold several samples.
 
@@ -110,11 +115,13 @@ class Prefill:
         stages: tuple[Stage, ...] = (),
         min_visual_tokens: int = 0,
         packed: Tensor | None = None,
+        skip: Collection[int] = (),
+        scene: Scene | None = None,
     ) -> None:
         self.family, self.fidelity, self.kernel, self.stages = family, fidelity, kernel, stages
-        self.min_visual_tokens = min_visual_tokens
+        self.min_visual_tokens, self.skip, self.scene = min_visual_tokens, frozenset(skip), scene
         past, real = mask.tensor_split([mask.shape[1] - visual.shape[1]], dim=1)
-        self.visual = visual & real
+        self.visual, self.words = visual & real, real & ~visual
         self.cache: Cache | None = None
         self.active = self.alive = real
         self.last = last_position(real)
@@ -125,11 +132,14 @@ class Prefill:
         self.text = [total - seen for total, seen in zip(tokens, self.counts, strict=True)]
         self.past_valid = None if min(earlier) == past.shape[1] else past
         self.valid = None if self.past_valid is None and min(tokens) == real.shape[1] else mask
-        self.report = PrefillReport(visual_tokens=list(self.counts))
+        self.report = PrefillReport(list(self.counts), len(family.layers))
         self.layout: Layout | None = None
+        self._layouts = 0  # how many there have been
+        self._skipping: Layout | None = None  # that of skipped layers, beside the present one
         self._home = real.device
+        self._prompt: Tensor | None = None
         self._before: LayerInput | None = None
-        self._full: Tensor | None = None
+        self._reduced: tuple[Layout, Tensor] | None = None  # that of the layer under way, and its full-length input
 
     @classmethod
     def of(
@@ -140,6 +150,8 @@ class Prefill:
         arguments: Mapping[str, Any],
         stages: tuple[Stage, ...] = (),
         min_visual_tokens: int = 0,
+        skip: Collection[int] = (),
+        scene: Scene | None = None,
     ) -> Prefill:
         """From the arguments of the core's forward."""
         ids: Tensor = arguments["input_ids"]
@@ -150,16 +162,18 @@ class Prefill:
         cached = getattr(family.text.config, "use_cache", True) if cached is None else cached
         splits = arguments.get("attention_mask") is None and arguments.get("past_key_values") is None and not cached
         packed = packed_rows(visual, whole[:, -ids.shape[1] :], arguments.get("position_ids"), mask, splits)
-        return cls(family, fidelity, kernel, visual, whole, stages, min_visual_tokens, packed)
+        return cls(family, fidelity, kernel, visual, whole, stages, min_visual_tokens, packed, skip, scene)
 
     def enter(self, index: int, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """Before decoder layer `index`: run its stages, then reduce its arguments if anything was taken away."""
         hidden = args[0] if args else kwargs["hidden_states"]
         cos, sin = kwargs["position_embeddings"]
         here = LayerInput(hidden, (cos.to(hidden.device), sin.to(hidden.device)))
+        if index == 0 and any(needs_of(stage.strategy).prompt for stage in self.stages):
+            self._prompt = hidden
         for stage in self.stages:
             if stage.layer == index:
-                self.run(stage, self._before, here)
+                here = self.run(stage, self._before, here)
         self._before = here if any(stage.layer == index + 1 for stage in self.stages) else None
         return self.reduce(index, here, args, kwargs)
 
@@ -167,23 +181,25 @@ class Prefill:
         self, index: int, here: LayerInput, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]] | None:
         """Arguments of a layer for the rows that it has to process; None while these are all."""
-        if self.layout is None:
-            return None
         self._move(here.states.device)
-        self._full = here.states
-        return self._reduce(self.layout, index, here, args, dict(kwargs))
+        layout = self._layout_of(index)
+        if layout is None:
+            return None
+        self._reduced = layout, here.states
+        return self._reduce(layout, index, here, args, dict(kwargs))
 
     def leave(self, output: Tensor) -> Tensor | None:
         """After a layer: its result at full length."""
-        if self._full is None or self.layout is None:
+        if self._reduced is None:
             return None
-        full, self._full = self._full, None
-        return self.layout.queries.scatter(full, output)
+        (layout, full), self._reduced = self._reduced, None
+        return layout.queries.scatter(full, output)
 
     def fork(self) -> Prefill:
         """A copy that can take another way from here on."""
         twin = copy.copy(self)
-        twin.report = PrefillReport(self.report.visual_tokens, list(self.report.stages), list(self.report.kept))
+        report = self.report
+        twin.report = replace(report, stages=list(report.stages), kept=list(report.kept), skipped=list(report.skipped))
         return twin
 
     def keep(self, rows: Tensor, then: Then, counts: tuple[list[int], list[int]] | None = None) -> None:
@@ -202,53 +218,80 @@ class Prefill:
             self.alive = rows
         active, idle = counts or (None, None)
         frozen = Rows.packed_right(self.alive & ~rows, idle) if then == "freeze" else None
-        number = 0 if self.layout is None else self.layout.number + 1
-        self.layout = Layout(Rows.packed_right(rows, active), frozen, number)
+        self.layout, self._skipping = self._new_layout(Rows.packed_right(rows, active), frozen), None
 
-    def run(self, stage: Stage, before: LayerInput | None, here: LayerInput) -> None:
-        """Take away what a stage takes away, given the inputs of the layer before it and of its own layer."""
+    def run(self, stage: Stage, before: LayerInput | None, here: LayerInput) -> LayerInput:
+        """Take away what a stage takes away, given the inputs of the layer before it and of its own layer.
+
+        Returns
+        -------
+        LayerInput
+            What its own layer is to get: what was given, but for tokens that others were merged into.
+        """
         watch = Stopwatch(here.states.device)
-        budget = self._budget(stage)
         self._move(here.states.device)
         candidates = self.active & self.visual
+        budget = self._bounds(stage, stage.most)
         if budget != self.counts:
-            candidates = self._select(stage, before, here, candidates, budget)
+            choice = self._choice(stage, before, here, candidates)
+            if stage.least is not None and budget != (least := self._bounds(stage, stage.fewest)):
+                budget = choice.count(least, budget)
+            candidates = choice.select(budget)
+            here = choice.merged(here)
             idle = [count - left for count, left in zip(self.counts, budget, strict=True)]
             active = [text + left for text, left in zip(self.text, budget, strict=True)]
             self.keep(self.active & (~self.visual | candidates), stage.then, (active, idle))
         self.report.stages.append(StageReport(stage.name, stage.layer, stage.then, self.counts, budget, watch.stop()))
         self.report.kept.append(candidates.to(self._home))
         self.counts = budget
+        return here
 
-    def _budget(self, stage: Stage) -> list[int]:
-        """Visual tokens that a stage leaves of each row."""
+    def _bounds(self, stage: Stage, bound: Callable[[int], int]) -> list[int]:
+        """Visual tokens that a stage leaves of each row at most, or at least."""
         return [
-            count if total < self.min_visual_tokens else min(token_budget(total, stage.retention), count)
-            for total, count in zip(self.report.visual_tokens, self.counts, strict=True)
+            count if total < self.min_visual_tokens else min(bound(total), count) for total, count in self._tokens()
         ]
 
-    def _select(
-        self, stage: Stage, before: LayerInput | None, here: LayerInput, candidates: Tensor, budget: list[int]
-    ) -> Tensor:
-        """The strategy's choice among the candidates, in full-length positions: [B, S] bool."""
-        if before is None:  # this layer's hooks ran without those of the layer before
+    def _new_layout(self, queries: Rows, frozen: Rows | None) -> Layout:
+        self._layouts += 1
+        return Layout(queries, frozen, self._layouts)
+
+    def _layout_of(self, index: int) -> Layout | None:
+        """What a layer gets; None while it gets all."""
+        if index not in self.skip:
+            return self.layout
+        skips = [total >= self.min_visual_tokens and count > 0 for total, count in self._tokens()]
+        self.report.skipped.append((index, skips))
+        if self._skipping is None and any(skips):
+            visual = self.visual & on_device(skips, self.visual.device)[:, None]
+            text = self.active & ~visual
+            thawed = self.layout is None or self.layout.frozen is None  # else only the device knows
+            idle = [count if skip else 0 for count, skip in zip(self.counts, skips, strict=True)]
+            busy = [words + now - less for words, now, less in zip(self.text, self.counts, idle, strict=True)]
+            frozen = Rows.packed_right(self.alive & ~text, idle if thawed else None)
+            self._skipping = self._new_layout(Rows.packed_right(text, busy), frozen)
+        return self._skipping or self.layout
+
+    def _tokens(self) -> Iterator[tuple[int, int]]:
+        """Visual tokens of each row, before any stage and now."""
+        return zip(self.report.visual_tokens, self.counts, strict=True)
+
+    def _choice(self, stage: Stage, before: LayerInput | None, here: LayerInput, candidates: Tensor) -> Choice:
+        """What a stage's strategy is asked with."""
+        if before is None and needs_of(stage.strategy).before:  # this layer's hooks ran without those before
             raise HalfVError(f"layer {stage.layer - 1} was skipped: call the whole model, not single layers")
-        if isinstance(stage.strategy, KeepNone):  # nothing to choose
-            return candidates & on_device([left > 0 for left in budget], candidates.device)[:, None]
-        visual = Rows.packed_left(candidates, self.counts)
-        view = LayerView(self.family, stage.layer, before, here, visual, self.last, self.fidelity)
-        wanted = on_device(budget, candidates.device)
-        with torch.no_grad():  # a choice has no gradient
-            chosen = stage.strategy.select(view, wanted)
-        fits = chosen.dtype == torch.bool and chosen.shape == visual.index.shape
-        if fits and self.family.ranks is not None:
-            chosen = self.family.ranks.first(chosen)  # no two of them may keep different tokens
-        if not fits or bool((chosen & ~visual.present()).any() | (chosen.sum(1) != wanted).any()):
-            raise HalfVError(
-                f"strategy {stage.strategy!r} did not choose {budget} of {self.counts} visual tokens: "
-                "return a bool mask [batch, visual] with exactly the budget in each row"
-            )
-        return torch.zeros_like(candidates).scatter(1, visual.index, chosen)
+        counts, hidden = self.counts, None
+        if self.scene is not None and getattr(stage.strategy, "separators", "score") == "last":
+            separators = candidates & self.scene.structure.separator.to(candidates.device)
+            shown = (candidates & ~separators).sum(1).tolist()
+            if shown != counts:
+                candidates, counts, hidden = candidates & ~separators, shown, separators
+        words = Rows.packed_left(self.words, self.text)
+        visual = Rows.packed_left(candidates, counts)
+        view = LayerView(
+            self.family, stage.layer, before, here, visual, words, self.last, self.fidelity, self._prompt, self.scene
+        )
+        return Choice(stage, view, candidates, counts, hidden)
 
     def _reduce(
         self, layout: Layout, index: int, here: LayerInput, args: tuple, kwargs: dict[str, Any]
@@ -297,14 +340,11 @@ class Prefill:
         if self.active.device != device:
             self.active, self.alive = self.active.to(device), self.alive.to(device)
             self.visual, self.last = self.visual.to(device), self.last.to(device)
+            self.words = self.words.to(device)
         if self.layout is not None and self.layout.queries.index.device != device:
             self.layout = self.layout.to(device)
-
-
-def on_device(values: list[Any], device: torch.device) -> Tensor:
-    """Numbers of the host as a tensor, without waiting for what the device has to do before."""
-    tensor = torch.tensor(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+        if self._skipping is not None and self._skipping.queries.index.device != device:
+            self._skipping = self._skipping.to(device)
 
 
 def ends_in_visual(visual: Tensor, last: Tensor) -> Tensor:

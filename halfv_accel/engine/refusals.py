@@ -51,7 +51,7 @@ def check_attention(family: Family, plan: Plan) -> Kernel:
             f"attention implementation '{used}' is not supported: "
             "call model.set_attn_implementation('sdpa'), or 'eager'"
         )
-    if kernel == "flash" and plan.stages[-1].then == "freeze":
+    if kernel == "flash" and plan.freezes:
         raise HalfVError(
             f"attention implementation '{used}' cannot show frozen visual tokens to the text: "
             "call model.set_attn_implementation('sdpa'), or use a plan with ssr_mode='sparse'"

@@ -77,12 +77,34 @@ class PrefillReport:
     ----------
     visual_tokens : list of int
         Visual tokens of each row before any stage.
+    depth : int
+        Decoder layers.
     stages : list of StageReport
         In the order in which they ran; empty for a text-only prompt.
     kept : list of (B, S) bool Tensor
         For each stage, the visual tokens that the layers go on processing, in the positions of the caller's input.
+    skipped : list of (layer, list of bool)
+        Layers that did not update visual tokens, and in which rows.
     """
 
     visual_tokens: list[int]
+    depth: int
     stages: list[StageReport] = field(default_factory=list)
     kept: list[Tensor] = field(default_factory=list)
+    skipped: list[tuple[int, list[bool]]] = field(default_factory=list)
+
+    @property
+    def average_visual_tokens(self) -> list[float]:
+        """Visual tokens that a decoder layer processed, mean over layers: of each row.
+
+        The field's unit for comparing methods inside the language model with those before it.
+        """
+        skipped = dict(self.skipped)
+        total = [0] * len(self.visual_tokens)
+        for layer in range(self.depth):
+            active = self.visual_tokens
+            for stage in self.stages:
+                active = stage.after if stage.layer <= layer else active
+            idle = skipped.get(layer, [False] * len(active))
+            total = [n + (0 if idles else now) for n, now, idles in zip(total, active, idle, strict=True)]
+        return [n / self.depth for n in total]

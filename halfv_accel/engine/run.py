@@ -80,7 +80,7 @@ def accelerate(model: nn.Module, plan: Plan | Profile | str | os.PathLike[str]) 
         )
     plan.check_depth(len(family.layers))
     refusals.check_model(family, plan)
-    check_projections(family, plan.stages[0].layer - 1)
+    check_projections(family, plan.first)
     return Run(family, plan)
 
 
@@ -179,8 +179,8 @@ class Run:
 
     @property
     def first(self) -> int:
-        """The first layer with hooks: the one before the first stage."""
-        return self.plan.stages[0].layer - 1
+        """The first layer with hooks."""
+        return self.plan.first
 
     @property
     def forward(self) -> Forward | None:
@@ -230,7 +230,9 @@ class Run:
     def _prefill(self, arguments: dict[str, Any]) -> Prefill:
         kernel = refusals.check_prefill(self.family, self.plan, arguments)
         plan = self.plan
-        prefill = Prefill.of(self.family, plan.fidelity, kernel, arguments, plan.stages, plan.min_visual_tokens)
+        prefill = Prefill.of(
+            self.family, plan.fidelity, kernel, arguments, plan.stages, plan.min_visual_tokens, plan.skip
+        )
         refusals.check_rows(prefill.packed)
         refusals.check_prompt(prefill.ends_in_visual)
         return prefill
@@ -265,7 +267,7 @@ class Run:
     def _note_text_only(self, arguments: dict[str, Any]) -> None:
         cache, ids = arguments.get("past_key_values"), arguments.get("input_ids")
         if ids is not None and (cache is None or cache.get_seq_length() == 0):
-            self.last = PrefillReport(visual_tokens=[0] * ids.shape[0])
+            self.last = PrefillReport([0] * ids.shape[0], len(self.family.layers))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ True
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ from halfv_accel.engine import accelerate
 from halfv_accel.engine.run import runs_on
 from halfv_accel.errors import HalfVError
 from halfv_accel.plan import Plan, Stage, halfv_plan
-from halfv_accel.selfcheck.naive import Seen, choose, watched
+from halfv_accel.plan_text import describe_plan
+from halfv_accel.selfcheck.naive import Seen, choose, received, watched
 from halfv_accel.selfcheck.slow import full_length, greedy, losses, prolonged, rounded, visual_ids
 from halfv_accel.strategies import AnchorCover, KeepNone, LastTokenAttention
 
@@ -62,7 +64,7 @@ class Check:
 
 
 @torch.no_grad()
-def selfcheck(model: Any, *prompts: Mapping[str, Any]) -> list[Check]:
+def selfcheck(model: Any, *prompts: Mapping[str, Any], plan: Plan | None = None) -> list[Check]:
     """Compare the accelerated model with slow computations by the untouched one.
 
     Parameters
@@ -71,6 +73,8 @@ def selfcheck(model: Any, *prompts: Mapping[str, Any]) -> list[Check]:
         A model that `accelerate` takes.
     prompts : mappings
         What `model(**inputs)` takes: one prompt, or several padded on the left, with pictures or videos.
+    plan : Plan, optional
+        Check this one, and not those that HalfV's own method makes.
 
     Returns
     -------
@@ -96,7 +100,7 @@ def selfcheck(model: Any, *prompts: Mapping[str, Any]) -> list[Check]:
         )
     if not prompts:
         raise HalfVError("there is nothing to compare: give at least one prompt with a picture")
-    planned = plans(depth)
+    planned = plans(depth) if plan is None else {describe_plan(plan): plan}
     accelerate(model, next(iter(planned.values())))  # refuses what it cannot take, before anything is computed
     return [check for inputs in prompts for check in Bench(model, inputs).checks(planned)]
 
@@ -135,15 +139,18 @@ class Bench:
         by_hand = full_length(self.model, self.layers, self.inputs, tokens, [])
         tolerance = NOISE * gap(rounded(self.model, self.layers, self.inputs), untouched[:, :1]) if self.half else EXACT
         return [
-            *self.keep_everything(untouched, tokens),
+            *self.keep_everything(untouched, tokens, *plans.values()),
             Check(f"mask by hand, {self.name}", gap(by_hand, untouched), tolerance),
             *(self.surgery(name, plan, untouched, tolerance) for name, plan in plans.items()),
             *(self.selection(rule) for rule in self.misses),
         ]
 
-    def keep_everything(self, untouched: Tensor, tokens: Tensor) -> list[Check]:
-        """A plan that keeps all tokens changes no bit."""
-        plan = Plan(tuple(Stage(f"all {layer}", layer, AnchorCover(), 1.0) for layer in range(1, len(self.layers))))
+    def keep_everything(self, untouched: Tensor, tokens: Tensor, *plans: Plan) -> list[Check]:
+        """Keeping all tokens changes no bit, with AnchorCover at every layer and with the plans' own strategies."""
+        stages = [Stage(f"all {layer}", layer, AnchorCover(), 1.0) for layer in range(1, len(self.layers))]
+        if len(plans) == 1 and plans[0].stages:  # one that somebody asked for
+            stages = [whole(stage) for stage in plans[0].stages]
+        plan = Plan(tuple(stages))
         forward = self.model(**self.inputs).logits
         with accelerate(self.model, plan):
             mine = self.model(**self.inputs).logits
@@ -156,13 +163,18 @@ class Bench:
 
     def surgery(self, name: str, plan: Plan, untouched: Tensor, tolerance: float) -> Check:
         """A plan against the full-length computation with the same tokens, led along the same text."""
-        with watched(self.layers, self.visual.shape) as seen, accelerate(self.model, plan) as run:
+        with ExitStack() as stack:
+            seen = stack.enter_context(watched(self.layers, self.visual.shape))
+            run = stack.enter_context(accelerate(self.model, plan))
+            packed = stack.enter_context(received(self.layers))  # behind the engine's hooks, as it came last
             logits, tokens = greedy(self.model, self.inputs)
         if run.last is None:
             return Check(f"{name}, {self.name}", 1.0, tolerance)
         kept = [stage.to(self.visual.device) for stage in run.last.kept]
         self.note_selection(plan, kept, seen)
-        slow = full_length(self.model, self.layers, self.inputs, tokens, losses(plan, self.visual, kept))
+        text = self.inputs["attention_mask"].bool() & ~self.visual
+        lost = losses(plan, self.visual, kept, text, packed)
+        slow = full_length(self.model, self.layers, self.inputs, tokens, lost)
         effect = gap(untouched[:, 0], slow[:, 0])
         return Check(f"{name}, {self.name}", gap(logits, slow), tolerance, effect)
 
@@ -170,7 +182,7 @@ class Bench:
         left = self.visual
         for stage, stays in zip(plan.stages, kept, strict=True):
             for row in range(len(left)):
-                if not isinstance(stage.strategy, KeepNone) and bool(left[row].any()):
+                if isinstance(stage.strategy, AnchorCover | LastTokenAttention) and bool(left[row].any()):
                     self.misses.setdefault(rule(stage), []).append(self.missed(stage, row, left, stays, seen))
             left = stays
 
@@ -194,6 +206,13 @@ def gap(logits: Tensor, wanted: Tensor) -> float:
 
 def positions(mask: Tensor) -> list[int]:
     return mask.nonzero()[:, 0].tolist()
+
+
+def whole(stage: Stage) -> Stage:
+    """The same stage, keeping everything."""
+    if isinstance(stage.strategy, KeepNone):
+        return Stage(stage.name, max(stage.layer, 1), AnchorCover(), 1.0)
+    return replace(stage, retention=1.0, tokens=None, least=None, then="drop")
 
 
 def rule(stage: Stage) -> str:

@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from halfv_accel.errors import HalfVError
 from halfv_accel.models import load_model
+from halfv_accel.names import named_plan
 from halfv_accel.prompts import batch_inputs
 from halfv_accel.selfcheck import Check, selfcheck
 
@@ -28,12 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("model", help="a known name such as qwen2.5-vl-7b, a hub id, or a checkpoint folder")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)")
+    parser.add_argument("--plan", help="check this plan, such as fastv:2:0.25, instead of HalfV's own method")
     options = parser.parse_args(arguments)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         model, processor = load_model(options.model, options.device, options.dtype)
-        checks = selfcheck(model, *random_prompts(processor, model.device))
+        plan = None if options.plan is None else named_plan(options.plan, model)
+        checks = selfcheck(model, *random_prompts(processor, model.device), plan=plan)
     except HalfVError as error:
         print(f"halfv: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

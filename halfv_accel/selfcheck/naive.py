@@ -40,6 +40,22 @@ def watched(layers: Sequence[nn.Module], shape: torch.Size) -> Iterator[Seen]:
         yield seen
 
 
+@contextmanager
+def received(layers: Sequence[nn.Module]) -> Iterator[dict[int, Tensor]]:
+    """What each layer first gets after all hooks that are there by now: [B, n, H], n above 1."""
+    packed: dict[int, Tensor] = {}
+
+    def note(index: int, layer: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
+        states = args[0] if args else kwargs["hidden_states"]
+        if states.shape[1] > 1:
+            packed.setdefault(index, states)
+
+    with ExitStack() as hooks:
+        for index, layer in enumerate(layers):
+            hooks.callback(layer.register_forward_pre_hook(partial(note, index), with_kwargs=True).remove)
+        yield packed
+
+
 def choose(
     layers: Sequence[Any], seen: Seen, stage: Stage, row: int, visual: int, candidates: list[int], reported: set[int]
 ) -> set[int]:
@@ -54,7 +70,7 @@ def choose(
     reported : set of int
         What the engine kept; decides between equals.
     """
-    budget = min(max(1, int(visual * stage.retention + 1e-6)), len(candidates))
+    budget = min(stage.tokens or max(1, int(visual * stage.retention + 1e-6)), len(candidates))
     covers = isinstance(stage.strategy, AnchorCover)
     scorer = stage.layer - (getattr(stage.strategy, "scored_by", "previous") == "previous")
     scores = last_token_scores(layers[scorer], seen[scorer], row, candidates, rotary=not covers)

@@ -1,22 +1,24 @@
 """What an accelerated model should compute, by the untouched model, slowly, sharing no code with the engine.
 
 Every layer runs at full length under an explicit mask. A dropped token stays in the sequence and is hidden from all
-others; a frozen one gets its old state back after each layer. Every new token starts again from the beginning, without
-a cache.
+others; a frozen one gets its old state back after each layer, a skipped one after one layer. A token that others were
+merged into gets its new state in front of the layer. Every new token starts again from the beginning, without a cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from halfv_accel.plan import Plan
+from halfv_accel.strategies import Merging
 
 NEW_TOKENS = 4
 VISUAL_IDS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
@@ -25,20 +27,58 @@ BORDER_IDS = ("vision_start_token_id", "vision_end_token_id")
 
 @dataclass(frozen=True)
 class Loss:
-    """Tokens [B, S] that a stage takes away: hidden from `layer` on ("drop"), or no longer updated ("freeze")."""
+    """Tokens [B, S] hidden from `layer` on ("drop"), or not updated from there on ("freeze") or there ("skip").
+
+    ``states`` [B, S, H] are written to the tokens `written` [B, S] in front of the layer.
+    """
 
     layer: int
     then: str
     tokens: Tensor
+    written: Tensor | None = None
+    states: Tensor | None = None
 
 
-def losses(plan: Plan, visual: Tensor, kept: Sequence[Tensor]) -> list[Loss]:
-    """What a plan's stages took away, by what they report as kept."""
+def losses(
+    plan: Plan,
+    visual: Tensor,
+    kept: Sequence[Tensor],
+    text: Tensor | None = None,
+    inputs: Mapping[int, Tensor] = MappingProxyType({}),
+) -> list[Loss]:
+    """What a plan's stages took away, by what they report as kept, and what layers it skips.
+
+    Parameters
+    ----------
+    text : (B, S) bool Tensor, optional
+        Tokens of text; only where tokens are merged.
+    inputs : dict
+        By layer, what it got from the engine: [B, n, H], packed to the right.
+    """
     found, left = [], visual
+    spared = visual.sum(1, keepdim=True) < plan.min_visual_tokens
     for stage, stays in zip(plan.stages, kept, strict=True):
-        found.append(Loss(stage.layer, stage.then, left & ~stays))
+        loss = Loss(stage.layer, stage.then, left & ~stays)
+        if isinstance(stage.strategy, Merging) and text is not None and bool(loss.tokens.any()):
+            merged = stays & loss.tokens.any(1, keepdim=True)
+            loss = replace(loss, written=merged, states=spread(inputs[stage.layer], text | stays))
+        found.append(loss)
         left = stays
+    for layer in plan.skip:
+        alive = visual
+        for stage, stays in zip(plan.stages, kept, strict=True):
+            alive = stays if stage.layer <= layer else alive
+        found.append(Loss(layer, "skip", alive & ~spared))
     return found
+
+
+def spread(packed: Tensor, places: Tensor) -> Tensor:
+    """Rows that are packed to the right, at their places [B, S]: [B, S, H]."""
+    full = torch.zeros(*places.shape, packed.shape[-1], dtype=packed.dtype, device=packed.device)
+    for row, mask in enumerate(places.to(packed.device)):
+        count = int(mask.sum())
+        full[row, mask] = packed[row, packed.shape[1] - count :]
+    return full
 
 
 def visual_ids(config: Any, names: Sequence[str] = VISUAL_IDS) -> list[int]:
@@ -119,7 +159,12 @@ def hooked(layers: Sequence[nn.Module], real: Tensor, lost: Sequence[Loss]) -> I
     with ExitStack() as hooks:
         for index, layer in enumerate(layers):
             hidden, frozen = (_taken(lost, index, then, real) for then in ("drop", "freeze"))
-            hide, restore = partial(_hide, real & ~hidden), partial(_restore, frozen)
+            skipped = _taken([loss for loss in lost if loss.layer == index], index, "skip", real)
+            hide, restore = partial(_hide, real & ~hidden), partial(_restore, frozen | skipped)
+            for loss in lost:
+                if loss.layer == index and loss.written is not None:
+                    write = partial(_write, loss)
+                    hooks.callback(layer.register_forward_pre_hook(write, with_kwargs=True).remove)
             hooks.callback(layer.register_forward_pre_hook(hide, with_kwargs=True).remove)
             hooks.callback(layer.register_forward_hook(restore, with_kwargs=True).remove)
         yield
@@ -143,6 +188,16 @@ def _hide(visible: Tensor, layer: nn.Module, args: tuple, kwargs: dict[str, Any]
     mask = torch.zeros(allowed.shape, dtype=states.dtype, device=states.device)
     mask = mask.masked_fill(~allowed, torch.finfo(states.dtype).min)[:, None]
     return args, {**kwargs, "attention_mask": mask}
+
+
+def _write(loss: Loss, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """The states of tokens that others were merged into; a longer sequence has more tokens behind them."""
+    full = _states(args, kwargs).clone()
+    if loss.written is not None and loss.states is not None:
+        width = loss.written.shape[1]
+        written = loss.written.to(full.device)[..., None]
+        full[:, :width] = torch.where(written, loss.states.to(full.device, full.dtype), full[:, :width])
+    return ((full, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": full})
 
 
 def _restore(frozen: Tensor, layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor:

@@ -235,6 +235,23 @@ class Sizes:
     text: int = 0
     tower: Tower | None = None
 
+    def text_attention_flops(self, queries: int = 1) -> int:
+        """`View.text_attention` of so many text tokens: their queries, all keys, and the products."""
+        return self._attention_flops(queries)
+
+    def visual_attention_flops(self) -> int:
+        """`View.visual_attention`."""
+        return self._attention_flops(self.candidates)
+
+    def keys_flops(self) -> int:
+        """`View.keys`, of visual and text tokens."""
+        return 2 * self.decoder.hidden * self.decoder.kv_heads * self.decoder.head_dim * (self.candidates + self.text)
+
+    def _attention_flops(self, queries: int) -> int:
+        width = self.decoder.heads * self.decoder.head_dim
+        tokens = self.candidates + self.text
+        return self.keys_flops() + 2 * queries * width * (self.decoder.hidden + tokens)
+
 
 @runtime_checkable
 class Counted(Protocol):

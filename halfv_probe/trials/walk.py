@@ -100,8 +100,8 @@ class _Walk:
                     parting[stages[0]].append((number, stages[1:]))
             for stage, others in parting.items():
                 twin = prefill.fork()
-                twin.run(stage, before, here)
-                self.down(index, states, before, twin, others)
+                merged = twin.run(stage, before, here).states
+                self.down(index, merged, before, twin, others)
             branches = [(number, stages) for number, stages in branches if not stages or stages[0].layer > index]
             if not branches:
                 return

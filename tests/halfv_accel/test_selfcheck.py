@@ -58,10 +58,11 @@ def attends_to_dropped(monkeypatch):
     original = engine.Prefill.run
 
     def run(self, stage, before, here):
-        original(self, stage, before, here)
+        found = original(self, stage, before, here)
         if stage.then == "drop":
             kept = self.report.kept[-1]
             self.report.kept[-1] = kept & (kept.cumsum(1) > 1)
+        return found
 
     monkeypatch.setattr(engine.Prefill, "run", run)
 
@@ -178,7 +179,7 @@ def test_the_command(capsys):
 def test_the_command_fails_in_one_line(capsys, monkeypatch, tmp_path):
     assert __main__.main([str(tmp_path / "nothing")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
-    monkeypatch.setattr(__main__, "selfcheck", lambda *_: [Check("one", 1.0, 0.1)])
+    monkeypatch.setattr(__main__, "selfcheck", lambda *_, **__: [Check("one", 1.0, 0.1)])
     assert __main__.main([str(tiny_vlm.checkpoint("tiny-llava")), "--device", "cpu"]) == 1
     assert "NOT exact" in capsys.readouterr().out
 
