@@ -100,7 +100,7 @@ def _check_options(
         raise HalfVError(f"--input brings pictures and questions: leave {' and '.join(given)} out")
 
 
-def _open(name: str, given: str | None, asked: Profile | Plan | None, device: str, dtype: str) -> tuple[Any, Any, Plan]:
+def _open(name: str, given: str | None, asked: Profile | Plan | str, device: str, dtype: str) -> tuple[Any, Any, Plan]:
     """Model, processor and the plan on it; ``given`` is the name of the option, if there was one."""
     from halfv_accel import HalfVError, Profile
     from halfv_cli.models import open_model

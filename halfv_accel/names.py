@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig
 from halfv_accel.architectures import llava, llava_next, middling, qwen2_5_vl, qwen2_vl, qwen3_vl
 from halfv_accel.decoder import Decoder
 from halfv_accel.errors import HalfVError
+from halfv_accel.methods import Facts
 from halfv_accel.plan import Plan, halfv_plan
 from halfv_accel.plan_text import EXAMPLE, describe_plan, parse_plan
 
@@ -147,7 +148,7 @@ def named_plan(text: str, model: Any) -> Plan:
         If the text makes no sense, or the paper has no plan for the model.
     """
     if text != PAPER:
-        return parse_plan(text)
+        return parse_plan(text, Facts.of(_config_of(model)))
     plan = paper_plan(model)
     if plan is None:
         raise HalfVError(_no_row(_config_of(model)))

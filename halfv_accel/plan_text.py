@@ -1,8 +1,16 @@
-"""A plan in words, for the command line and for reports: ``ivr:2:0.25:0.1,sparse:21:0.05``.
+"""A plan in words, for the command line and for reports: ``ivr:2:0.25,sparse:21:0.05``, ``visionzip::64``, ``pdrop``.
 
-Stages are separated by commas, and each is ``what:layer[:retention[:anchor_ratio]]``: ``ivr`` (AnchorCover), ``sparse``
-(by attention of the last token), ``freeze``, or the name of a registered strategy; all but ``freeze`` drop the others.
-Behind ``ivr`` and ``sparse`` the word ``:own`` takes the attention of the stage's own layer, not of the one before.
+Parts are separated by commas, and each is ``what[:layer[:budget[:option...]]]``.
+
+- *what* is ``ivr`` (AnchorCover), ``sparse`` (by attention of the last token), ``freeze``, ``skip``, a method of
+  `halfv_accel.methods`, or a registered strategy. A part that says nothing more, or leaves out layer or budget, takes
+  the method's defaults, which depend on the model.
+- *layer* is the decoder layer whose input the stage acts on, 0 for before the language model. ``skip`` takes several:
+  ``skip:3+7+20-25``.
+- *budget* is a share of the visual tokens (``0.25``; ``1`` is all), a number of tokens above 1 (``64``), or two shares
+  for a strategy that decides itself how many stay (``0.1-0.5``).
+- *options* are the strategy's parameters (``alpha=0.5``); a bare number is ``ivr``'s anchor ratio, and ``own`` is
+  ``scored_by=own``.
 
 >>> describe_plan(parse_plan("ivr:3:0.5:0.2,freeze:15"))
 'ivr:3:0.5:0.2,freeze:15'
@@ -10,22 +18,42 @@ Behind ``ivr`` and ``sparse`` the word ``:own`` takes the attention of the stage
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+from typing import Any
+
 from halfv_accel.errors import HalfVError
-from halfv_accel.plan import Plan, Stage
-from halfv_accel.strategies import STRATEGIES, AnchorCover, KeepNone, LastTokenAttention, ScoredBy
+from halfv_accel.methods import METHODS, Facts, Method
+from halfv_accel.plan import Plan, Stage, Then
+from halfv_accel.strategies import STRATEGIES, AnchorCover, KeepNone, LastTokenAttention, Strategy
 
 EXAMPLE = "ivr:2:0.25,sparse:21:0.05"
+ALIASES = {"ivr": "anchor_cover", "sparse": "last_token_attention", "freeze": "keep_none"}
+NAMES = {"ivr": "ivr", "sparse": "ssr", "freeze": "ssr"}  # of the stages
 
 
-def parse_plan(text: str) -> Plan:
+def parse_plan(text: str, facts: Facts | None = None) -> Plan:
     """The plan that a text asks for.
+
+    Parameters
+    ----------
+    facts : Facts, optional
+        Of the model; needed where the text leaves a layer or a budget to the method's defaults.
 
     Raises
     ------
     HalfVError
         Naming the part that makes no sense.
     """
-    return Plan(tuple(_stage(part.strip()) for part in text.split(",")))
+    stages: list[Stage] = []
+    skip: set[int] = set()
+    for part in (part.strip() for part in text.split(",")):
+        what, *rest = part.split(":")
+        if what == "skip":
+            skip.update(_layers(part, rest))
+        else:
+            stages += _stages(part, what, rest, facts)
+    return Plan(tuple(stages), skip=tuple(skip))
 
 
 def describe_plan(plan: Plan | None) -> str:
@@ -34,37 +62,105 @@ def describe_plan(plan: Plan | None) -> str:
         return "untouched"
     least = f" from {plan.min_visual_tokens} visual tokens on" if plan.min_visual_tokens else ""
     fidelity = "" if plan.fidelity == "paper" else f" ({plan.fidelity})"
-    return ",".join(_words(stage) for stage in plan.stages) + least + fidelity
+    parts = [_words(stage) for stage in plan.stages]
+    if plan.skip:
+        parts.append("skip:" + "+".join(str(layer) for layer in plan.skip))
+    return ",".join(parts) + least + fidelity
 
 
-def _stage(part: str) -> Stage:
-    what, *rest = part.split(":")
-    own = what in ("ivr", "sparse") and rest[-1:] == ["own"]
-    scored_by: ScoredBy = "own" if own else "previous"
-    rest = rest[:-1] if own else rest
-    numbers = [_number(part, value) for value in rest]
-    if what not in ("ivr", "sparse", "freeze", *STRATEGIES):
-        names = ", ".join(("ivr", "sparse", "freeze", *STRATEGIES))
+def _stages(part: str, what: str, rest: list[str], facts: Facts | None) -> list[Stage]:
+    method = METHODS.get(what)
+    if what not in ALIASES and method is None and what not in STRATEGIES:
+        names = ", ".join(dict.fromkeys((*ALIASES, "skip", *METHODS, *STRATEGIES)))
         raise HalfVError(f"plan part '{part}' starts with '{what}': choose one of {names}, for example {EXAMPLE}")
-    none = what in ("freeze", "keep_none")
-    least, most = (1, 1) if none else (2, 3 if what == "ivr" else 2)
-    if not least <= len(numbers) <= most:
+    if method is not None and not any(rest):
+        return list(method.stages(_known(part, facts)))
+    name = ALIASES.get(what) or (method.strategy if method is not None else what)
+    none = name == "keep_none"
+    layer, budget, options = rest[0] if rest else "", rest[1] if rest[1:] and not none else "", rest[1 if none else 2 :]
+    _check_form(part, what, method, layer, budget, options, none)
+    stage: dict[str, Any] = {"retention": 0.0} if none else {}
+    if method is not None and not (layer and (budget or none)):
+        default = method.stages(_known(part, facts))[0]
+        stage.update(layer=default.layer, retention=default.retention, tokens=default.tokens, least=default.least)
+    if layer:
+        stage["layer"] = _whole(part, layer)
+    if budget:
+        stage.update({"retention": 1.0, "tokens": None, "least": None}, **_budget(part, budget))
+    parameters = dict(method.parameters) if method is not None else {}
+    parameters.update(_options(part, what, options))
+    then: Then = "freeze" if what == "freeze" else "drop"
+    return [Stage(NAMES.get(what, what), strategy=_built(name, parameters), then=then, **stage)]
+
+
+def _check_form(
+    part: str, what: str, method: Method | None, layer: str, budget: str, options: list[str], none: bool
+) -> None:
+    """Is there all that a part needs, and nothing more?"""
+    numbers = sum(1 for value in (layer, budget, *options) if value and "=" not in value and value != "own")
+    needed = 0 if method is not None else 1 if none else 2
+    most = 1 if none else 3 if what == "ivr" else 2
+    if numbers < needed or numbers > most or (method is None and not (layer and (none or budget))):
         form = ":".join(["layer", "retention", "anchor_ratio"][:most])
-        raise HalfVError(f"plan part '{part}' has {len(numbers)} numbers: write {what}:{form}, for example {EXAMPLE}")
-    if numbers[0] != int(numbers[0]):
-        raise HalfVError(f"plan part '{part}' has layer {rest[0]}: give a whole number of at least 1")
-    layer = int(numbers[0])
-    if none:
-        return Stage(
-            "ssr" if what == "freeze" else what, layer, KeepNone(), 0.0, "freeze" if what == "freeze" else "drop"
-        )
-    if what == "ivr":
-        return Stage(
-            "ivr", layer, AnchorCover(numbers[2] if numbers[2:] else AnchorCover.anchor_ratio, scored_by), numbers[1]
-        )
-    if what == "sparse":
-        return Stage("ssr", layer, LastTokenAttention(scored_by=scored_by), numbers[1])
-    return Stage(what, layer, STRATEGIES.resolve(what), numbers[1])
+        raise HalfVError(f"plan part '{part}' has {numbers} numbers: write {what}:{form}, for example {EXAMPLE}")
+
+
+def _budget(part: str, text: str) -> dict[str, Any]:
+    least, dash, most = text.rpartition("-")
+    if dash and least and not least.endswith("e"):
+        return {"least": _number(part, least), "retention": _number(part, most)}
+    number = _number(part, text)
+    return {"tokens": int(number)} if number > 1 and number == int(number) else {"retention": number}
+
+
+def _options(part: str, what: str, options: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if equals:
+            found[key] = _value(value)
+        elif option == "own":
+            found["scored_by"] = "own"
+        elif what == "ivr":
+            found["anchor_ratio"] = _number(part, option)
+        else:
+            raise HalfVError(f"plan part '{part}' has '{option}': write name=value, for example {EXAMPLE}")
+    return found
+
+
+def _built(name: str, parameters: dict[str, Any]) -> Strategy:
+    if name == "last_token_attention":
+        parameters = {"rotary": True, **parameters}
+    return STRATEGIES.build(name, parameters)
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _layers(part: str, rest: list[str]) -> list[int]:
+    found: list[int] = []
+    for piece in rest[0].split("+") if len(rest) == 1 else [""]:
+        first, dash, last = piece.partition("-")
+        start = _whole(part, first)
+        found += range(start, (_whole(part, last) if dash else start) + 1)
+    return found
+
+
+def _known(part: str, facts: Facts | None) -> Facts:
+    if facts is None:
+        raise HalfVError(f"plan part '{part}' leaves layers or budgets to the model's size: write them out")
+    return facts
+
+
+def _whole(part: str, text: str) -> int:
+    number = _number(part, text)
+    if number != int(number):
+        raise HalfVError(f"plan part '{part}' has layer {text}: give a whole number")
+    return int(number)
 
 
 def _number(part: str, text: str) -> float:
@@ -79,18 +175,31 @@ def _number(part: str, text: str) -> float:
 
 def _words(stage: Stage) -> str:
     strategy, layer = stage.strategy, stage.layer
-    share = f"{layer}:{stage.retention:g}"
-    name = next((name for name in STRATEGIES if STRATEGIES.resolve(name) == strategy), str(strategy))
+    name = STRATEGIES.name_of(strategy)
+    if name is None:
+        return f"{'freeze but ' if stage.then == 'freeze' else ''}{strategy}:{layer}:{_share(stage)}"
     if isinstance(strategy, KeepNone):
         return f"{'freeze' if stage.then == 'freeze' else name}:{layer}"
-    if stage.then == "freeze":
-        return f"freeze but {name}:{share}"
+    options = [f"{key}={value}" for key, value in _changed(strategy).items()]
     if isinstance(strategy, AnchorCover):
-        return f"ivr:{share}:{strategy.anchor_ratio:g}{_own(strategy)}"
-    if isinstance(strategy, LastTokenAttention) and strategy.rotary:
-        return f"sparse:{share}{_own(strategy)}"
-    return f"{name}:{share}"
+        name, options = "ivr", [f"{strategy.anchor_ratio:g}", *_own(strategy)]
+    elif isinstance(strategy, LastTokenAttention) and strategy.rotary:
+        name, options = "sparse", _own(strategy)
+    words = ":".join([name, str(layer), _share(stage), *options])
+    return f"freeze but {words}" if stage.then == "freeze" else words
 
 
-def _own(strategy: AnchorCover | LastTokenAttention) -> str:
-    return ":own" if strategy.scored_by == "own" else ""
+def _share(stage: Stage) -> str:
+    if stage.tokens is not None:
+        return str(stage.tokens)
+    return f"{stage.retention:g}" if stage.least is None else f"{stage.least:g}-{stage.retention:g}"
+
+
+def _changed(strategy: Any) -> dict[str, Any]:
+    """Parameters that are not at their defaults."""
+    values = {field.name: getattr(strategy, field.name) for field in dataclasses.fields(strategy)}
+    return {name: value for name, value in values.items() if value != getattr(type(strategy)(), name)}
+
+
+def _own(strategy: AnchorCover | LastTokenAttention) -> list[str]:
+    return ["own"] if strategy.scored_by == "own" else []

@@ -32,6 +32,7 @@ from halfv_accel.engine.report import PrefillReport
 from halfv_accel.errors import HalfVError
 from halfv_accel.names import PAPER, named_plan
 from halfv_accel.plan import Plan
+from halfv_accel.plan_document import PlanDocument, is_plan
 from halfv_accel.profile import Profile
 
 
@@ -44,8 +45,8 @@ def accelerate(model: nn.Module, plan: Plan | Profile | str | os.PathLike[str]) 
         An unmodified transformers model of a supported architecture, in evaluation mode, or PEFT's around one.
     plan : Plan, Profile, path or str
         A profile is checked against the model first. A str that ends in .json, has a folder in it or names a file is
-        the path of one; any other is a plan in words, such as "ivr:2:0.25,sparse:21:0.05", or "paper": the model's row
-        of Table 9.
+        the path of one, or of a plan; any other is a plan in words, such as "fastv:2:0.25", "visionzip::64",
+        "ivr:2:0.25,sparse:21:0.05", or "paper": the model's row of Table 9.
 
     Returns
     -------
@@ -69,7 +70,7 @@ def accelerate(model: nn.Module, plan: Plan | Profile | str | os.PathLike[str]) 
     if isinstance(plan, str) and not _is_path(plan):
         plan = named_plan(plan, model)
     elif isinstance(plan, (str, os.PathLike)):
-        plan = Profile.load(plan)
+        plan = PlanDocument.load(plan).plan() if is_plan(plan) else Profile.load(plan)
     if isinstance(plan, Profile):
         plan.check(model)
         plan = plan.plan()

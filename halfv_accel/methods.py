@@ -1,0 +1,110 @@
+"""The published methods, by name: which stages they are, with which defaults, from where, and what ours does otherwise.
+
+A method is a plan's worth of data; what chooses tokens is a strategy. Where a source gives layers for a model of
+another depth, they are scaled by depth, and so said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from halfv_accel.plan import Stage, Then
+from halfv_accel.strategies import STRATEGIES, Needs, needs_of
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What defaults depend on: decoder layers, and the config's model type."""
+
+    layers: int
+    model_type: str = ""
+
+    @classmethod
+    def of(cls, config: Any) -> Facts:
+        """From a transformers config."""
+        return cls(config.get_text_config().num_hidden_layers, config.model_type)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a method.
+
+    Parameters
+    ----------
+    layer : int
+        Decoder layer, counted from 0.
+    of : int, optional
+        Layers of the model that the source gives it for: it is scaled by depth. Without it the layer is as it stands.
+    retention, tokens, least, then
+        As in `Stage`.
+    """
+
+    layer: int
+    of: int | None = None
+    retention: float = 1.0
+    tokens: int | None = None
+    least: float | None = None
+    then: Then = "drop"
+    strategy: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def at(self, layers: int) -> int:
+        """Its layer in a model of so many."""
+        return self.layer if self.of is None else round(self.layer * layers / self.of)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A published method.
+
+    Parameters
+    ----------
+    name : str
+        In plans.
+    title, source : str
+        As people call it; authors, year and arXiv number.
+    strategy : str
+        The registered strategy that chooses.
+    steps : tuple of Step
+        Its stages by default; `by_family` for models of a type (the start of the config's model_type).
+    defaults : str
+        Where the defaults come from.
+    departs : str
+        How public code departs from the paper, and what ours does.
+    parameters : mapping
+        The strategy's parameters that make it this method.
+    """
+
+    name: str
+    title: str
+    source: str
+    strategy: str
+    steps: tuple[Step, ...]
+    defaults: str
+    departs: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    by_family: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
+
+    def stages(self, facts: Facts) -> tuple[Stage, ...]:
+        """Its stages for a model; layers that fall together in a shallow one move apart."""
+        steps = next((s for kind, s in self.by_family.items() if facts.model_type.startswith(kind)), self.steps)
+        found: list[Stage] = []
+        for number, step in enumerate(steps, 1):
+            strategy = STRATEGIES.build(step.strategy or self.strategy, {**self.parameters, **step.parameters})
+            least = int(needs_of(strategy).before)
+            layer = max(step.at(facts.layers), found[-1].layer + 1 if found else least)
+            if layer >= facts.layers:  # a model of fewer layers than stages
+                break
+            name = self.name if len(steps) == 1 else f"{self.name} {number}"
+            found.append(Stage(name, layer, strategy, step.retention, step.then, step.tokens, step.least))
+        return tuple(found)
+
+    @property
+    def needs(self) -> Needs:
+        """What its strategy asks for."""
+        return needs_of(STRATEGIES.build(self.strategy, self.parameters))
+
+
+METHODS: dict[str, Method] = {}
