@@ -17,6 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from halfv_accel.adapters.ranks import Ranks, ranks_of
+from halfv_accel.adapters.structure import Picture, Structure, structure_of
+from halfv_accel.adapters.towers import VisionTower
+from halfv_accel.errors import HalfVError
 
 Rotary = tuple[Tensor, Tensor]  # cos, sin: [B, S, head_dim]
 
@@ -32,11 +35,15 @@ class Family:
         Modality -> config field of the token id that stands for its features; a config may lack the field.
     pixels : dict
         Modality -> arguments of the core's forward that may bring its pixels.
+    towers : dict
+        Modality -> part of the core that encodes it, in the order in which the model encodes. Empty where `pictures`
+        and `vision_tower` are not written.
     """
 
     architecture: ClassVar[str] = ""
     placeholders: ClassVar[dict[str, str]] = {"image": "image_token_id", "video": "video_token_id"}
     pixels: ClassVar[dict[str, tuple[str, ...]]] = {"image": ("pixel_values",), "video": ("pixel_values_videos",)}
+    towers: ClassVar[dict[str, str]] = {}
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -95,6 +102,48 @@ class Family:
         for token_id in self.placeholder_ids(modalities):
             mask |= input_ids == token_id
         return mask
+
+    def structure(self, input_ids: Tensor, arguments: Mapping[str, Any]) -> Structure:
+        """Where this forward's visual tokens are in their pictures: see `structure_of`."""
+        return structure_of(self, input_ids, arguments)
+
+    def check_structure(self) -> None:
+        """Refuse a class of which nobody has written how its pictures become tokens.
+
+        Raises
+        ------
+        HalfVError
+        """
+        if not self.towers:
+            raise HalfVError(self.unknown("where visual tokens are in their pictures"))
+
+    def pictures(self, modality: str, arguments: Mapping[str, Any]) -> list[Picture]:
+        """The pictures or videos of a forward, in the order of their features.
+
+        Raises
+        ------
+        HalfVError
+            If the arguments do not tell their sizes, or the family does not know.
+        """
+        raise HalfVError(self.unknown("where visual tokens are in their pictures"))
+
+    def vision_tower(self, modality: str) -> VisionTower:
+        """The tower that encodes a modality.
+
+        Raises
+        ------
+        HalfVError
+            If its layers are not of a known form.
+        """
+        raise HalfVError(self.unknown("signals of the vision tower"))
+
+    def unknown(self, what: str) -> str:
+        """The message of a refusal: a strategy asks for what this family cannot give."""
+        return (
+            f"a strategy of this plan needs {what}, which HalfV does not know for {type(self.model).__name__}: choose "
+            "one that does without (`halfv methods` says what each needs), or write an adapter as CONTRIBUTING.md "
+            "describes"
+        )
 
     def placeholder_ids(self, modalities: Iterable[str] = ("image", "video")) -> list[int]:
         """Token ids that stand for features of these modalities."""

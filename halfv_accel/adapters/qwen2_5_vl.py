@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from halfv_accel.adapters.base import Family
+from halfv_accel.adapters.qwen import Qwen
 
 
-class Qwen2_5VL(Family):
+class Qwen2_5VL(Qwen):
     architecture = "Qwen2_5_VLForConditionalGeneration"

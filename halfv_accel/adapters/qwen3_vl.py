@@ -7,8 +7,8 @@ sees. Frozen tokens get it, too: a plan that freezes that early stops the layers
 
 from __future__ import annotations
 
-from halfv_accel.adapters.base import Family
+from halfv_accel.adapters.qwen import Qwen
 
 
-class Qwen3VL(Family):
+class Qwen3VL(Qwen):
     architecture = "Qwen3VLForConditionalGeneration"
