@@ -282,7 +282,7 @@ class Prefill:
             raise HalfVError(f"layer {stage.layer - 1} was skipped: call the whole model, not single layers")
         counts, hidden = self.counts, None
         if self.scene is not None and getattr(stage.strategy, "separators", "score") == "last":
-            separators = candidates & self.scene.structure.separator.to(candidates.device)
+            separators = candidates & self.scene.separator.to(candidates.device)
             shown = (candidates & ~separators).sum(1).tolist()
             if shown != counts:
                 candidates, counts, hidden = candidates & ~separators, shown, separators

@@ -16,19 +16,21 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from halfv_accel.adapters import Family, check_projections, family_of
+from halfv_accel.adapters.vision import VisionRecorder
 from halfv_accel.engine import refusals
 from halfv_accel.engine.bypass import check_alone, check_layers, inside, refuse_bypass
 from halfv_accel.engine.cache import reduced_layer, set_open
 from halfv_accel.engine.masks import decode_mask
 from halfv_accel.engine.prefill import Prefill
 from halfv_accel.engine.report import PrefillReport
+from halfv_accel.engine.scene import Scene, asks_of_pictures, vision_needs
 from halfv_accel.errors import HalfVError
 from halfv_accel.names import PAPER, named_plan
 from halfv_accel.plan import Plan
@@ -99,6 +101,10 @@ class Run:
         self.family, self.plan = family, plan
         self.last: PrefillReport | None = None
         self.dormant = False  # another run was installed on top of this one
+        # Refuses a family of which nothing is known that the plan asks for.
+        self.recorder = VisionRecorder(family, vision_needs(plan)) if asks_of_pictures(plan) else None
+        if self.recorder is not None:
+            family.check_structure()
         self._installed: ExitStack | None = None
         self.closing = False  # it is being removed, and waits for forwards that other threads are in
         self._thread = threading.local()  # holds the forward under way; a model may serve several threads
@@ -122,6 +128,8 @@ class Run:
         with ExitStack() as stack:
             stack.callback(wake_newest, core)
             guard(self.family.model, stack)
+            if self.recorder is not None:
+                self.recorder.install(stack)
             whole = self.family.model
             stack.callback(whole.register_forward_pre_hook(self._called).remove)
             stack.callback(whole.register_forward_hook(self._answered, with_kwargs=True).remove)
@@ -231,12 +239,16 @@ class Run:
     def _prefill(self, arguments: dict[str, Any]) -> Prefill:
         kernel = refusals.check_prefill(self.family, self.plan, arguments)
         plan = self.plan
+        scene = None if self.recorder is None else self._scene(self.recorder, arguments)
         prefill = Prefill.of(
-            self.family, plan.fidelity, kernel, arguments, plan.stages, plan.min_visual_tokens, plan.skip
+            self.family, plan.fidelity, kernel, arguments, plan.stages, plan.min_visual_tokens, plan.skip, scene
         )
         refusals.check_rows(prefill.packed)
         refusals.check_prompt(prefill.ends_in_visual)
         return prefill
+
+    def _scene(self, recorder: VisionRecorder, arguments: dict[str, Any]) -> Scene:
+        return Scene(self.family.structure(arguments["input_ids"], recorder.begin(arguments)), recorder)
 
     def _untouched(self, arguments: dict[str, Any]) -> Prefill | None:
         """A prefill that only counts, whatever mask and cache it has; None where it cannot even do that."""
@@ -260,6 +272,8 @@ class Run:
         """Close the caches of this thread's forward, and forget it."""
         forward, self._thread.forward = self.forward, None
         self._busy.pop(threading.get_ident(), None)
+        if forward is not None and forward.prefill is not None and self.recorder is not None:
+            self.recorder.end()
         if forward is not None:
             set_open(forward.cache, False)
             set_open(None if forward.prefill is None else forward.prefill.cache, False)
@@ -357,7 +371,8 @@ class Guard:
         if not run.plan.keeps_everything:
             self.check(self.model, args, kwargs)
         before = run.prefills
-        result = self.original(*args, **kwargs)
+        with nullcontext() if run.recorder is None else run.recorder.call(kwargs):
+            result = self.original(*args, **kwargs)
         run.check_reached(before, kwargs)
         return result
 
