@@ -227,7 +227,7 @@ def _print_choices(profile: Profile, out: Path, seconds: float) -> None:
 
 def _rows(profile: Profile) -> Iterator[tuple[str, str, str, str]]:
     """Choice, value, share of resamples in which it won, reason."""
-    evidence, ivr, ssr = profile.evidence, profile.ivr, profile.ssr
+    evidence, (ivr, ssr) = profile.evidence, profile.halfv
 
     def sure(name: Literal["ivr", "ssr", "mode"], value: object) -> str:
         share = evidence.votes.get(name, {}).get(str(value))

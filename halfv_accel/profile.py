@@ -1,13 +1,16 @@
 """profile.json: what calibration found out about one model, and all that acceleration needs to know.
 
-The document is versioned. A reader accepts every 1.x: fields it does not know are ignored, and another major version is
-refused. Entropies and divergences are in nats, ratios are kept / all, layers are counted from 0.
+The document is versioned. A reader accepts every 1.x and 2.x: fields it does not know are ignored, and a later major
+version is refused. Since 2.0 it holds a plan in general form, of whatever method; before, the two stages of HalfV's own
+method were all that there could be, and they are still there where that method was chosen. Entropies and divergences
+are in nats, ratios are kept / all, layers are counted from 0.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ from halfv_accel.evidence import Evidence, Layer, Ratio
 from halfv_accel.files import write_atomically
 from halfv_accel.identity import ModelInfo, fingerprint, model_info
 from halfv_accel.plan import Fidelity, Plan, SSRMode, halfv_plan
+from halfv_accel.plan_document import PlanDocument
+from halfv_accel.plan_text import describe_plan
 from halfv_accel.settings import Document, Settings, Share
 from halfv_accel.strategies import ScoredBy
 
@@ -35,7 +40,9 @@ __all__ = [
 
 # 1.1: trials, utility, votes and more curves in the evidence; 1.2: min_visual_tokens; 1.3: scored_by, the settings, and
 # witnesses, verdicts, isolated trials, a null model and what holds in the evidence.
-SCHEMA_VERSION = "1.3"
+# 2.0: a plan of any method; ivr and ssr only where it is HalfV's.
+SCHEMA_VERSION = "2.0"
+READABLE = ("1", "2")  # major versions
 
 
 class IVR(Document):
@@ -73,8 +80,13 @@ class Profile(Document):
 
     schema_version: str = SCHEMA_VERSION
     model: ModelInfo
-    ivr: IVR
-    ssr: SSR
+    planned: PlanDocument | None = Field(
+        default=None,
+        alias="plan",
+        description="Stages and skipped layers; absent before 2.0, where ivr and ssr say it.",
+    )
+    ivr: IVR | None = Field(default=None, description="The first stage, where HalfV's own method was chosen.")
+    ssr: SSR | None = Field(default=None, description="The second stage, where HalfV's own method was chosen.")
     calibration: Calibration
     evidence: Evidence
     min_visual_tokens: int = Field(
@@ -85,11 +97,20 @@ class Profile(Document):
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Profile:
-        depth = self.model.num_layers
-        for name, layer in (("ivr.layer", self.ivr.layer), ("ssr.layer", self.ssr.layer)):
-            if layer is not None and layer >= depth:
-                raise ValueError(f"{name} is {layer}, but the model has {depth} layers")
-        self.plan()  # the order of stages is the plan's to judge
+        depth, halfv = self.model.num_layers, None
+        if (self.ivr is None) != (self.ssr is None) or (self.ivr is None and self.planned is None):
+            raise ValueError("there is no plan: give plan, or both ivr and ssr")
+        if self.ivr is not None and self.ssr is not None:
+            for name, layer in (("ivr.layer", self.ivr.layer), ("ssr.layer", self.ssr.layer)):
+                if layer is not None and layer >= depth:
+                    raise ValueError(f"{name} is {layer}, but the model has {depth} layers")
+            halfv = self._halfv_plan(self.ivr, self.ssr)  # the order of stages is the plan's to judge
+        plan = self.plan()
+        plan.check_depth(depth)
+        if halfv is not None and halfv != plan:
+            raise ValueError("plan, and ivr and ssr, do not say the same")
+        if halfv is not None:  # in memory the stages say it once, so that no change leaves the two at odds
+            object.__setattr__(self, "planned", None)
         self.evidence.check_depth(depth)
         return self
 
@@ -111,19 +132,42 @@ class Profile(Document):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the profile at once or not at all: a reader never sees half a file."""
-        write_atomically(Path(path), (self.model_dump_json(indent=2) + "\n").encode())
+        document = replace(self.plan(), min_visual_tokens=0)
+        whole = self.model_copy(update={"planned": PlanDocument.of(document)})
+        write_atomically(Path(path), (whole.model_dump_json(indent=2, by_alias=True) + "\n").encode())
 
     def plan(self) -> Plan:
         """The stages that this profile asks for."""
+        if self.planned is not None:
+            return replace(self.planned.plan(), min_visual_tokens=self.min_visual_tokens)
+        return self._halfv_plan(*self.halfv)
+
+    @property
+    def halfv(self) -> tuple[IVR, SSR]:
+        """The two stages of HalfV's own method.
+
+        Raises
+        ------
+        HalfVError
+            If the profile holds another method's plan.
+        """
+        if self.ivr is None or self.ssr is None:
+            raise HalfVError(
+                f"the profile's plan is {describe_plan(self.plan())}, and not HalfV's own: "
+                "only halfv run and halfv bench can use it"
+            )
+        return self.ivr, self.ssr
+
+    def _halfv_plan(self, ivr: IVR, ssr: SSR) -> Plan:
         return halfv_plan(
-            ivr_layer=self.ivr.layer,
-            ivr_retention=self.ivr.retention,
-            anchor_ratio=self.ivr.anchor_ratio,
-            ssr_mode=self.ssr.mode,
-            ssr_layer=self.ssr.layer,
-            ssr_retention=self.ssr.retention,
-            ivr_scored_by=self.ivr.scored_by,
-            ssr_scored_by=self.ssr.scored_by,
+            ivr_layer=ivr.layer,
+            ivr_retention=ivr.retention,
+            anchor_ratio=ivr.anchor_ratio,
+            ssr_mode=ssr.mode,
+            ssr_layer=ssr.layer,
+            ssr_retention=ssr.retention,
+            ivr_scored_by=ivr.scored_by,
+            ssr_scored_by=ssr.scored_by,
             fidelity=self.calibration.fidelity,
             min_visual_tokens=self.min_visual_tokens,
         )
@@ -180,9 +224,9 @@ def _read_object(path: Path) -> dict[str, Any]:
 def _check_version(path: object, version: object) -> None:
     if not isinstance(version, str):
         raise HalfVError(f"{path} has no schema_version, so it is no HalfV profile: {_ANEW}")
-    if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
+    if version.split(".")[0] not in READABLE:
         raise HalfVError(
-            f"{path} has schema version {version}, and this HalfV reads {SCHEMA_VERSION.split('.')[0]}.x: "
+            f"{path} has schema version {version}, and this HalfV reads {' and '.join(f'{n}.x' for n in READABLE)}: "
             "install the HalfV that wrote it, or calibrate again"
         )
 

@@ -34,10 +34,13 @@ def bands(profile: Profile) -> list[Band]:
     if not profile.evidence.stable:
         return []
     curve, last = profile.evidence.curve_only, profile.model.num_layers
-    first = curve.get("ivr", profile.ivr.layer)
-    second = curve.get("ssr", profile.ssr.layer)
-    if second is None or not 0 < first <= second < last:
-        first = profile.ivr.layer
+    planned = None if profile.ivr is None or profile.ssr is None else profile.halfv
+    first = curve.get("ivr", planned and planned[0].layer)
+    second = curve.get("ssr", planned and planned[1].layer)
+    if first is None or second is None or not 0 < first <= second < last:
+        if planned is None:  # another method's layers are no bounds of stages
+            return []
+        first = planned[0].layer
         return [Band("I", "alignment", 0, first, GREYS[0]), Band("II, III", "behind it", first, last, GREYS[1])]
     names = (("I", "alignment"), ("II", "aggregation"), ("III", "saturation"))
     ends = (0, first, second, last)
@@ -47,7 +50,9 @@ def bands(profile: Profile) -> list[Band]:
 
 def marks(profile: Profile) -> list[tuple[int, str]]:
     """The layers on whose input tokens are reduced, and what happens there."""
-    ivr, ssr = profile.ivr, profile.ssr
+    if profile.ivr is None:
+        return [(stage.layer, f"{stage.name}: {percent(stage.retention)} kept") for stage in profile.plan().stages]
+    ivr, ssr = profile.halfv
     found = []
     if ivr.retention < 1 or ssr.layer is None:  # else the plan has no first stage
         found.append((ivr.layer, f"IVR {ivr.layer}: {percent(ivr.retention)} kept"))

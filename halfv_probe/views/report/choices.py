@@ -19,7 +19,7 @@ HEADER = ("choice", "value", "by the curve", "by KL", "by trials", "bootstrap vo
 
 def choices(profile: Profile) -> str:
     """A row for each choice: value, what curve, KL and trials say, votes, reason; above it where they disagree."""
-    evidence, ivr, ssr = profile.evidence, profile.ivr, profile.ssr
+    evidence, (ivr, ssr) = profile.evidence, profile.halfv
     why = dict(evidence.choices)
     source = "fixed" if profile.calibration.fidelity == "reference" else K_SOURCES[evidence.k_source]
     rows = [

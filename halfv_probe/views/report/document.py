@@ -99,7 +99,7 @@ def headline(profile: Profile) -> str:
 
 def plan_in_words(profile: Profile) -> str:
     """The plan for someone who knows none of the words."""
-    ivr, ssr, depth = profile.ivr, profile.ssr, profile.model.num_layers
+    (ivr, ssr), depth = profile.halfv, profile.model.num_layers
     start = ivr.layer if ivr.retention < 1 or ssr.layer is None else ssr.layer
     first = f"The first of {depth} layers reads" if start == 1 else f"The first {start} of {depth} layers read"
     text = f"{first} all of a picture's tokens"

@@ -40,7 +40,7 @@ def draw_utility(figure: Figure, profile: Profile) -> None:
         axes.text(column, row, "" if np.isnan(value) else f"{value:.2g}", ha="center", va="center")
     best = best_cell(cells)
     _frame(axes, layers.index(best.layer), ratios.index(best.retention), "black", "-", f"lowest: {_cell(best)}")
-    ivr = profile.ivr
+    ivr, _ = profile.halfv
     if ivr.layer in layers and ivr.retention in ratios:
         at = layers.index(ivr.layer), ratios.index(ivr.retention)
         _frame(axes, *at, "#c03000", "--", f"chosen IVR: layer {ivr.layer}, {ivr.retention:.3g} kept", inset=0.07)
@@ -91,7 +91,8 @@ def draw_votes(figure: Figure, profile: Profile) -> None:
     rows: Any = figure.subplots(
         len(votes), 1, squeeze=False, sharex=True, height_ratios=[len(v) for v in votes.values()]
     )
-    own = {"ivr": str(profile.ivr.layer), "ssr": str(profile.ssr.layer), "mode": profile.ssr.mode}
+    ivr, ssr = profile.halfv
+    own = {"ivr": str(ivr.layer), "ssr": str(ssr.layer), "mode": ssr.mode}
     for axes, (choice, shares) in zip(rows[:, 0], votes.items(), strict=True):
         for place, (value, share) in enumerate(shares):
             colour = "#10558c" if value == own[choice] else "#c9c9c9"

@@ -116,7 +116,7 @@ def map_tokens(
     for sample in samples:
         pictures, question, video = turn(sample)
         inputs = batch_inputs(processor, [(pictures, question, video)], model.device)
-        watch = _Watch(plan.stages[0].strategy, profile.ivr.anchor_ratio)
+        watch = _Watch(plan.stages[0].strategy, profile.halfv[0].anchor_ratio)
         stages = (replace(plan.stages[0], strategy=watch), *plan.stages[1:])
         with accelerate(model, replace(plan, stages=stages)) as run:
             model(**inputs, logits_to_keep=1)

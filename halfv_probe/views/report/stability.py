@@ -70,7 +70,7 @@ def _as_chosen(profile: Profile) -> list[tuple[str, list[tuple[str, ...]]]]:
     if not {"ivr", "ssr"} <= set(curves):
         return []
     stages = "yes" if profile.evidence.stable else "no"
-    own = ("the choice that was made", "", stages, str(curves["ivr"]), str(curves["ssr"]), profile.ssr.mode, "")
+    own = ("the choice that was made", "", stages, str(curves["ivr"]), str(curves["ssr"]), profile.halfv[1].mode, "")
     return [("As calibrated", [own])]
 
 
