@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from halfv_accel import Plan, Profile, Stage, accelerate
+from halfv_accel.plan_document import PlanDocument
 from halfv_accel.profile import IVR, SSR, Calibration, Evidence, fingerprint, json_schema, model_info
-from halfv_accel.strategies import AnchorCover, KeepNone, LastTokenAttention
+from halfv_accel.strategies import AnchorCover, KeepNone, LastTokenAttention, RandomChoice
 
 from .miniatures import MiniLlava, MiniQwen
 from .refusing import refusal
@@ -94,6 +96,54 @@ def test_the_plan_has_the_profile_s_numbers(profile):
     assert plan == Plan(tuple(stages), profile.calibration.fidelity)
 
 
+OTHER = Plan(
+    (Stage("a", 0, RandomChoice(3), tokens=4), Stage("b", 2, LastTokenAttention(scored_by="own"), 0.25)),
+    skip=(1, 4),
+)
+
+
+def other(document, **plan):
+    """A profile of another method than HalfV's."""
+    written = PlanDocument.of(OTHER).model_dump(mode="json") | plan
+    return {**{k: v for k, v in document.items() if k not in ("ivr", "ssr")}, "schema_version": "2.0", "plan": written}
+
+
+def test_a_profile_holds_any_method_s_plan(folder, document):
+    profile = load(folder, {**other(document), "min_visual_tokens": 9})
+    assert profile.plan() == replace(OTHER, min_visual_tokens=9)
+    profile.save(folder / "round.json")
+    assert Profile.load(folder / "round.json") == profile
+    refusal(lambda: profile.halfv, r"random_choice:0:4:seed=3,sparse:2:0.25:own,skip:1\+4.*not HalfV's own")
+
+
+def test_a_saved_profile_of_halfv_s_says_its_plan_in_general_form_too(folder, document):
+    profile = load(folder, document)
+    profile.save(folder / "round.json")
+    raw = json.loads((folder / "round.json").read_text())
+    assert [stage["strategy"] for stage in raw["plan"]["stages"]] == ["anchor_cover", "last_token_attention"]
+    raw["plan"]["stages"][0]["layer"] = 3
+    refusal(lambda: load(folder, raw), "plan, and ivr and ssr, do not say the same")
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (dict(stages=[dict(name="a", layer=1, strategy="theirs")]), "no strategy 'theirs'.*install the package"),
+        (dict(stages=[dict(name="a", layer=1, strategy="random_choice", parameters={"x": 1})]), "no parameter 'x'"),
+        (dict(stages=[dict(name="a", layer=7, strategy="random_choice", retention=0.5)]), "layer 7"),
+        (dict(stages=[], skip=[]), "no stage"),
+        (dict(stages=[dict(name="a", layer=-1, strategy="random_choice")]), "greater than or equal to 0"),
+    ],
+)
+def test_plans_that_make_no_sense_are_named(folder, document, plan, message):
+    refusal(lambda: load(folder, other(document, **{"skip": (), **plan})), message)
+
+
+def test_a_profile_without_any_plan_is_refused(folder, document):
+    del document["ssr"]
+    refusal(lambda: load(folder, document), "give plan, or both ivr and ssr")
+
+
 FILES = [
     (b"", "not complete JSON"),
     (b'{"schema_version": "1.0", "mod', "not complete JSON"),
@@ -104,7 +154,7 @@ FILES = [
     ("text", "JSON str"),
     ({}, "no schema_version"),
     ({"schema_version": 1}, "no schema_version"),
-    ({"schema_version": "2.0"}, "version 2.0.*reads 1.x"),
+    ({"schema_version": "3.0"}, "version 3.0.*reads 1.x and 2.x"),
     ({"schema_version": "1.0"}, "model: field required"),
 ]
 
@@ -231,5 +281,5 @@ def test_the_fingerprint_ignores_dtype_and_values(mini):
 
 def test_the_schema_describes_a_saved_profile(document):
     schema = json_schema()
-    assert set(schema["required"]) <= set(document) == set(schema["properties"])
+    assert set(schema["required"]) <= set(document) == set(schema["properties"]) - {"plan"}
     json.dumps(schema)
