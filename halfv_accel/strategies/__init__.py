@@ -7,6 +7,7 @@ returns a mask; masks, caches and positions belong to the engine. What else a st
 from __future__ import annotations
 
 from halfv_accel.strategies.anchor_cover import AnchorCover
+from halfv_accel.strategies.cls_attention import ClsAttention
 from halfv_accel.strategies.keep_none import KeepNone
 from halfv_accel.strategies.last_token_attention import LastTokenAttention
 from halfv_accel.strategies.protocol import (
@@ -28,6 +29,7 @@ __all__ = [
     "STRATEGIES",
     "Adaptive",
     "AnchorCover",
+    "ClsAttention",
     "Counted",
     "KeepNone",
     "LastTokenAttention",
