@@ -22,8 +22,11 @@ from halfv_accel.strategies.protocol import (
     View,
     needs_of,
 )
+from halfv_accel.strategies.prumerge import PruMerge
 from halfv_accel.strategies.random_choice import RandomChoice
 from halfv_accel.strategies.registry import STRATEGIES, register, resolve
+from halfv_accel.strategies.visionzip import VisionZip
+from halfv_accel.strategies.vispruner import VisPruner
 
 __all__ = [
     "STRATEGIES",
@@ -36,11 +39,14 @@ __all__ = [
     "Merging",
     "Needs",
     "Places",
+    "PruMerge",
     "RandomChoice",
     "ScoredBy",
     "Sizes",
     "Strategy",
     "View",
+    "VisPruner",
+    "VisionZip",
     "needs_of",
     "register",
     "resolve",
