@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from halfv_accel.strategies.anchor_cover import AnchorCover
 from halfv_accel.strategies.cls_attention import ClsAttention
+from halfv_accel.strategies.holov import HoloV
 from halfv_accel.strategies.keep_none import KeepNone
 from halfv_accel.strategies.last_token_attention import LastTokenAttention
 from halfv_accel.strategies.protocol import (
@@ -34,6 +35,7 @@ __all__ = [
     "AnchorCover",
     "ClsAttention",
     "Counted",
+    "HoloV",
     "KeepNone",
     "LastTokenAttention",
     "Merging",
