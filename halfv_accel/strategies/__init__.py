@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from halfv_accel.strategies.anchor_cover import AnchorCover
 from halfv_accel.strategies.cls_attention import ClsAttention
+from halfv_accel.strategies.hired import HiRED
 from halfv_accel.strategies.holov import HoloV
 from halfv_accel.strategies.keep_none import KeepNone
 from halfv_accel.strategies.last_token_attention import LastTokenAttention
@@ -26,6 +27,7 @@ from halfv_accel.strategies.protocol import (
 from halfv_accel.strategies.prumerge import PruMerge
 from halfv_accel.strategies.random_choice import RandomChoice
 from halfv_accel.strategies.registry import STRATEGIES, register, resolve
+from halfv_accel.strategies.uniform_grid import UniformGrid
 from halfv_accel.strategies.visionzip import VisionZip
 from halfv_accel.strategies.vispruner import VisPruner
 
@@ -35,6 +37,7 @@ __all__ = [
     "AnchorCover",
     "ClsAttention",
     "Counted",
+    "HiRED",
     "HoloV",
     "KeepNone",
     "LastTokenAttention",
@@ -46,6 +49,7 @@ __all__ = [
     "ScoredBy",
     "Sizes",
     "Strategy",
+    "UniformGrid",
     "View",
     "VisPruner",
     "VisionZip",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from halfv_accel.strategies.protocol import Places
 from halfv_accel.strategies.ranking import top_k_mask
 
 
@@ -92,3 +93,22 @@ def _divide(total: Tensor, weights: Tensor, capacity: Tensor) -> Tensor:
     quota = torch.where(full, capacity, torch.minimum(shared.div(whole, rounding_mode="floor").long(), capacity))
     open_parts = ~full & (weights > 0) & (quota < capacity)
     return quota + top_k_mask((shared - quota * whole).double(), open_parts, total - quota.sum(1)).long()
+
+
+def pictures_and_parts(places: Places, present: Tensor) -> tuple[Tensor, Tensor]:
+    """Which part of which picture each token is of, and how many tokens these have.
+
+    The device is waited for once.
+
+    Returns
+    -------
+    groups : (B, V) long Tensor
+        picture * parts + part; 0 on padding.
+    sizes : (B, pictures, parts) long Tensor
+        0 where there is no such part.
+    """
+    picture, part = (x.masked_fill(~present, 0) for x in (places.picture, places.part))
+    pictures, parts = torch.stack([x.max() for x in (picture, part)]).tolist() if present.numel() else (0, 0)
+    groups = picture * (parts + 1) + part
+    sizes = torch.zeros(len(present), (pictures + 1) * (parts + 1), dtype=torch.long, device=present.device)
+    return groups, sizes.scatter_add_(1, groups, present.long()).unflatten(1, (pictures + 1, parts + 1))
