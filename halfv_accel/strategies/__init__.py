@@ -7,6 +7,9 @@ returns a mask; masks, caches and positions belong to the engine. What else a st
 from __future__ import annotations
 
 from halfv_accel.strategies.anchor_cover import AnchorCover
+from halfv_accel.strategies.cls_attention import ClsAttention
+from halfv_accel.strategies.hired import HiRED
+from halfv_accel.strategies.holov import HoloV
 from halfv_accel.strategies.keep_none import KeepNone
 from halfv_accel.strategies.last_token_attention import LastTokenAttention
 from halfv_accel.strategies.protocol import (
@@ -22,25 +25,36 @@ from halfv_accel.strategies.protocol import (
     View,
     needs_of,
 )
+from halfv_accel.strategies.prumerge import PruMerge
 from halfv_accel.strategies.random_choice import RandomChoice
 from halfv_accel.strategies.registry import STRATEGIES, register, resolve
+from halfv_accel.strategies.uniform_grid import UniformGrid
+from halfv_accel.strategies.visionzip import VisionZip
+from halfv_accel.strategies.vispruner import VisPruner
 
 __all__ = [
     "STRATEGIES",
     "Adaptive",
     "AnchorCover",
+    "ClsAttention",
     "Counted",
+    "HiRED",
+    "HoloV",
     "KeepNone",
     "LastTokenAttention",
     "Merging",
     "Needs",
     "Places",
+    "PruMerge",
     "RandomChoice",
     "ScoredBy",
     "Signal",
     "Sizes",
     "Strategy",
+    "UniformGrid",
     "View",
+    "VisPruner",
+    "VisionZip",
     "needs_of",
     "register",
     "resolve",

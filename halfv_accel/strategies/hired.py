@@ -1,0 +1,102 @@
+"""HiRED (Arif et al., AAAI 2025, arXiv 2408.10945): a share for the whole picture, the rest for its crops.
+
+A picture that comes with crops of itself (LLaVA-NeXT) keeps a share of its budget in the whole view (Algorithm 1). The
+rest is divided among the crops by the attention that the first layer of the tower pays to their regions of the whole
+view (Eq. 1), and each part keeps its tokens of highest attention in a deep layer (Eq. 2). A picture of one part keeps
+those of highest attention, and several pictures divide a row's budget by their numbers of tokens.
+
+The public code counts the 100 tokens of highest attention in each region in place of Eq. 1's sums, and loses what
+rounding or a full part leaves over; ours sums, and meets the budget by largest remainders. Regions split the whole view
+evenly, as there; the frame that LLaVA-NeXT pads its crops with is not looked at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from halfv_accel.strategies.dividing import apportion, pictures_and_parts, top_k_in_groups
+from halfv_accel.strategies.protocol import Needs, Places, Separators, Sizes, View
+from halfv_accel.strategies.registry import register
+from halfv_accel.strategies.vision_attention import attention_flops, attention_scores, check_share, check_vision_layer
+
+
+@register("hired")
+@dataclass(frozen=True)
+class HiRED:
+    """Tokens of highest attention in each crop, as many as its region of the picture deserves.
+
+    Parameters
+    ----------
+    whole : float
+        Share of a picture's budget that stays in its whole view, rounded down (alpha); crops get the rest.
+    vision_layer : int
+        The tower's layer whose attention ranks tokens: 22 of 24 in the paper, counted from 0.
+    region_layer : int
+        The tower's layer whose attention to the whole view says what a crop's region holds.
+    """
+
+    whole: float = 0.5
+    vision_layer: int = -2
+    region_layer: int = 0
+
+    separators: ClassVar[Separators] = "last"
+
+    def __post_init__(self) -> None:
+        check_share(self.whole, "whole")
+        check_vision_layer(self.vision_layer)
+        check_vision_layer(self.region_layer, "region_layer")
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(vision=(("attention", self.vision_layer), ("attention", self.region_layer)), structure=True)
+
+    def select(self, view: View, budget: Tensor) -> Tensor:
+        groups, sizes = pictures_and_parts(view.places, view.present)
+        regions = _regions(view.places, view.present, groups, sizes)
+        held = torch.zeros(sizes.shape, dtype=torch.float64, device=sizes.device)
+        shallow = attention_scores(view, self.region_layer).double().masked_fill(~view.present, 0)
+        held.flatten(1).scatter_add_(1, regions, shallow * (view.places.part == 0))
+        quotas = self._quotas(budget, sizes, held)
+        deep = attention_scores(view, self.vision_layer)
+        return top_k_in_groups(deep, groups, quotas.flatten(1), view.present)
+
+    def _quotas(self, budget: Tensor, sizes: Tensor, held: Tensor) -> Tensor:
+        """Tokens to keep of each part: like `sizes`."""
+        whole, crops = sizes[..., 0].flatten(), sizes[..., 1:].flatten(0, 1)
+        picture = apportion(budget, sizes.sum(2), sizes.sum(2)).flatten()
+        share = torch.floor(picture.double() * self.whole + 1e-9).long()  # see floor_share
+        share = torch.minimum(torch.maximum(share, picture - crops.sum(1)), whole)
+        rest = apportion(picture - share, held[..., 1:].flatten(0, 1), crops)
+        return torch.cat([share[:, None], rest], dim=1).view_as(sizes)
+
+    def flops(self, sizes: Sizes) -> int:
+        return 2 * attention_flops(sizes)
+
+
+def _regions(places: Places, present: Tensor, groups: Tensor, sizes: Tensor) -> Tensor:
+    """The crop that shows the region of each token of a whole view, as in `groups`; anything for other tokens.
+
+    Crops are laid out in rows, and their tokens come row by row of the picture that they make up. So the part falls by
+    the number of crops in a row, less one, wherever a new row of tokens begins.
+    """
+    parts = sizes.shape[2]
+    picture = groups // parts
+    part = (groups % parts).masked_fill(~present, 0)
+    crop = present & (part > 0)
+    falls = (part[:, :-1] - part[:, 1:]) * (crop[:, :-1] & crop[:, 1:] & (picture[:, :-1] == picture[:, 1:]))
+
+    def largest(values: Tensor, of: Tensor) -> Tensor:
+        """For each token, that of its picture."""
+        found = torch.zeros(sizes.shape[:2], dtype=torch.long, device=sizes.device)
+        return found.scatter_reduce_(1, of, values, "amax").gather(1, picture)
+
+    across = 1 + largest(falls, picture[:, 1:])
+    down = (largest(part, picture) - 1) // across + 1
+    whole = present & (part == 0)
+    height, width = (largest((x + 1) * whole, picture).clamp(min=1) for x in (places.row, places.column))
+    region = 1 + places.row * down // height * across + places.column * across // width
+    return picture * parts + region.clamp(0, parts - 1)
