@@ -7,6 +7,9 @@ returns a mask; masks, caches and positions belong to the engine. What else a st
 from __future__ import annotations
 
 from halfv_accel.strategies.anchor_cover import AnchorCover
+from halfv_accel.strategies.cdpruner import CDPruner
+from halfv_accel.strategies.divprune import DivPrune
+from halfv_accel.strategies.farthest_points import FarthestPoints
 from halfv_accel.strategies.keep_none import KeepNone
 from halfv_accel.strategies.last_token_attention import LastTokenAttention
 from halfv_accel.strategies.protocol import (
@@ -28,7 +31,10 @@ __all__ = [
     "STRATEGIES",
     "Adaptive",
     "AnchorCover",
+    "CDPruner",
     "Counted",
+    "DivPrune",
+    "FarthestPoints",
     "KeepNone",
     "LastTokenAttention",
     "Merging",
