@@ -6,10 +6,13 @@ returns a mask; masks, caches and positions belong to the engine. What else a st
 
 from __future__ import annotations
 
+from halfv_accel.strategies.adavtp import AdaVTP
 from halfv_accel.strategies.anchor_cover import AnchorCover
 from halfv_accel.strategies.cdpruner import CDPruner
 from halfv_accel.strategies.divprune import DivPrune
 from halfv_accel.strategies.farthest_points import FarthestPoints
+from halfv_accel.strategies.infoprune import InfoPrune
+from halfv_accel.strategies.infoprune_mid import InfoPruneMid
 from halfv_accel.strategies.keep_none import KeepNone
 from halfv_accel.strategies.last_token_attention import LastTokenAttention
 from halfv_accel.strategies.protocol import (
@@ -29,12 +32,15 @@ from halfv_accel.strategies.registry import STRATEGIES, register, resolve
 
 __all__ = [
     "STRATEGIES",
+    "AdaVTP",
     "Adaptive",
     "AnchorCover",
     "CDPruner",
     "Counted",
     "DivPrune",
     "FarthestPoints",
+    "InfoPrune",
+    "InfoPruneMid",
     "KeepNone",
     "LastTokenAttention",
     "Merging",

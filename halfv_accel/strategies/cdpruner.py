@@ -39,8 +39,8 @@ class CDPruner:
         Weight of relevance against diversity, in [0, 1): r becomes exp(alpha r), alpha = theta / (2 (1 - theta)). At 0
         relevance has no say. Left out, r is taken as it is. openvino.genai asks for 0.5.
     negative : bool
-        Turn relevance round, as the public code does for CLIP's towers, whose patches are least similar to the text that
-        describes them.
+        Turn relevance round, as the public code does for CLIP's towers, whose patches are least similar to the text
+        that describes them.
     """
 
     theta: float | None = None

@@ -42,16 +42,16 @@ def left_beside(vector, basis):
 
 
 def largest_residuals(vectors, count, among, least=1e-9):
-    """Greedy by Gram-Schmidt: (picks in order, whether others had nothing left)."""
-    picks, basis = [], []
-    among = list(among)
+    """Greedy by Gram-Schmidt: fewer picks than asked for where the picked ones span the others."""
+    picks, basis, among = [], [], list(among)
     while len(picks) < count:
         rest = [token for token in among if token not in picks]
-        left = [left_beside(vectors[token], basis) for token in rest]
-        spare = [dot(x, x) if dot(x, x) > least * dot(vectors[t], vectors[t]) else 0.0 for x, t in zip(left, rest)]
-        if not spare or max(spare) <= 0:
+        left = {token: left_beside(vectors[token], basis) for token in rest}
+        spare = {token: dot(left[token], left[token]) for token in rest}
+        rest = [token for token in rest if spare[token] > least * dot(vectors[token], vectors[token])]
+        if not rest:
             break
-        at = first_largest([value / max(spare) for value in spare])
-        picks.append(rest[at])
-        basis.append(unit(left[at]))
+        largest = max(spare[token] for token in rest)
+        picks.append(rest[first_largest([spare[token] / largest for token in rest])])
+        basis.append(unit(left[picks[-1]]))
     return picks
