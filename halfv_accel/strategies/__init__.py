@@ -6,10 +6,16 @@ returns a mask; masks, caches and positions belong to the engine. What else a st
 
 from __future__ import annotations
 
+from halfv_accel.strategies.adavtp import AdaVTP
 from halfv_accel.strategies.anchor_cover import AnchorCover
+from halfv_accel.strategies.cdpruner import CDPruner
 from halfv_accel.strategies.cls_attention import ClsAttention
+from halfv_accel.strategies.divprune import DivPrune
+from halfv_accel.strategies.farthest_points import FarthestPoints
 from halfv_accel.strategies.hired import HiRED
 from halfv_accel.strategies.holov import HoloV
+from halfv_accel.strategies.infoprune import InfoPrune
+from halfv_accel.strategies.infoprune_mid import InfoPruneMid
 from halfv_accel.strategies.keep_none import KeepNone
 from halfv_accel.strategies.last_token_attention import LastTokenAttention
 from halfv_accel.strategies.protocol import (
@@ -34,12 +40,18 @@ from halfv_accel.strategies.vispruner import VisPruner
 
 __all__ = [
     "STRATEGIES",
+    "AdaVTP",
     "Adaptive",
     "AnchorCover",
+    "CDPruner",
     "ClsAttention",
     "Counted",
+    "DivPrune",
+    "FarthestPoints",
     "HiRED",
     "HoloV",
+    "InfoPrune",
+    "InfoPruneMid",
     "KeepNone",
     "LastTokenAttention",
     "Merging",

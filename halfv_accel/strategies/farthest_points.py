@@ -3,6 +3,8 @@
 Distances are taken between L2-normalised hidden states, where |u - v|^2 = 2 - 2 <u, v>. So "most distant from the
 nearest chosen token" is "smallest of the largest cosines", and that is what the loop keeps.
 
+As a strategy they have no seed: this is FPSPruner, a baseline of AdaVTP (Table 2 and Appendix C there).
+
 On CUDA, a kernel does it (halfv_accel.kernels.farthest_points). Everywhere else it is the loop below. A pick needs the
 cosines of its token with all others, and a product for each pick would be slow; so the loop prepares them for a pool,
 the tokens that are most distant at the moment, and makes a new pool when a pick is not in it. Most picks are: whoever
@@ -14,18 +16,41 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from halfv_accel.kernels import triton_works
+from halfv_accel.strategies.protocol import Needs, Separators, Sizes, View
+from halfv_accel.strategies.registry import register
 
 TABLE = 8192  # tokens; a table of all cosines takes 4 V^2 bytes a row
 SMALL = 10**8  # products; a table of fewer is made sooner than a pool is found to be empty
 POOL = 48  # larger ones hold more tokens that are never picked, smaller ones make slower products
 ANCHORS = 1024  # anchors compared with all tokens at a time
 _changing = threading.Lock()  # the process's settings for products
+
+
+@register("farthest_points")
+@dataclass(frozen=True)
+class FarthestPoints:
+    """Farthest points from the row's first token on; a smaller budget is a subset of a larger one.
+
+    The paper neither says which point is the initial one nor whether states are normalised. Here they are, as in
+    HalfV.
+    """
+
+    needs: ClassVar[Needs] = Needs()
+    separators: ClassVar[Separators] = "last"
+
+    def select(self, view: View, budget: Tensor) -> Tensor:
+        return farthest_points(view.states, view.present, torch.zeros_like(view.present), budget)
+
+    def flops(self, sizes: Sizes) -> int:
+        return 2 * sizes.decoder.hidden * sizes.candidates**2 if sizes.kept else 0
 
 
 def farthest_points(states: Tensor, present: Tensor, anchors: Tensor, budget: Tensor) -> Tensor:
@@ -46,7 +71,7 @@ def farthest_points(states: Tensor, present: Tensor, anchors: Tensor, budget: Te
     -------
     (B, V) bool Tensor
     """
-    with torch.autocast(states.device.type, enabled=False), _plain_float32():
+    with torch.autocast(states.device.type, enabled=False), plain_float32():
         if states.is_cuda and triton_works():
             from halfv_accel.kernels import farthest_points as kernel
 
@@ -55,7 +80,7 @@ def farthest_points(states: Tensor, present: Tensor, anchors: Tensor, budget: Te
 
 
 @contextmanager
-def _plain_float32() -> Iterator[None]:
+def plain_float32() -> Iterator[None]:
     """No TF32, no bfloat16 in float32 products, whatever the settings: near neighbours would become equal.
 
     The settings are the process's, so threads that have to change them do so one after the other.

@@ -1,0 +1,115 @@
+"""DivPrune and farthest points without a seed: max-min diversity."""
+
+from unittest.mock import patch
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from halfv_accel.strategies import DivPrune, FarthestPoints, divprune, needs_of, resolve
+from tests.halfv_accel.strategies.cases import BUDGETS, agrees, counts_itself
+from tests.halfv_accel.strategies.greedy_oracles import distance, first_largest, rows
+from tests.halfv_accel.strategies.views import random_view
+
+
+def grown(states, kept, picks):
+    """The most distant token again and again."""
+    while len(picks) < kept:
+        rest = [token for token in range(len(states)) if token not in picks]
+        nearest = [min(distance(states[token], states[pick]) for pick in picks) for token in rest]
+        picks.append(rest[first_largest(nearest)])
+    return picks
+
+
+def diverse(view, kept):
+    states = rows(view.states)
+    if not kept:
+        return []
+    others = [[distance(a, b) for j, b in enumerate(states) if i != j] for i, a in enumerate(states)]
+    return grown(states, kept, [first_largest([min(each, default=2) for each in others])])
+
+
+def farthest(view, kept):
+    return grown(rows(view.states), kept, [0]) if kept else []
+
+
+METHODS = {"divprune": (DivPrune(), diverse), "farthest_points": (FarthestPoints(), farthest)}
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+@every_method
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("seed", range(4))
+def test_it_equals_the_oracle(name, seed, budget):
+    strategy, oracle = METHODS[name]
+    agrees(strategy, random_view(seed=seed), budget, oracle)
+
+
+@every_method
+def test_an_isolated_pair_ties_and_its_earlier_token_is_first(name):
+    """Tokens 1 and 2 are nearest to each other and far from all others."""
+    view = random_view((4,), (1,))
+    view.states = torch.tensor([[[1.0, 0.02], [-1.0, 0.6], [-0.6, 1.0], [1.0, 0.01]]])
+    first = {"divprune": 1, "farthest_points": 0}[name]
+    assert METHODS[name][0].select(view, torch.tensor([1])).nonzero()[:, 1].tolist() == [first]
+
+
+@every_method
+def test_equal_tokens_are_chosen_in_their_order(name):
+    view = random_view((6, 3), (1, 1))
+    view.states = torch.ones_like(view.states)
+    chosen = METHODS[name][0].select(view, torch.tensor([4, 1]))
+    assert chosen.tolist() == [[True] * 4 + [False] * 2, [True] + [False] * 5]
+
+
+@every_method
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 16), data=st.data())
+def test_a_smaller_budget_is_a_subset(name, seed, count, data):
+    less, more = sorted(data.draw(st.lists(st.integers(0, count), min_size=2, max_size=2)))
+    view, strategy = random_view((count,), (1,), seed=seed), METHODS[name][0]
+    few, many = (strategy.select(view, torch.tensor([kept])) for kept in (less, more))
+    assert not (few & ~many).any()
+
+
+@every_method
+def test_states_that_are_not_finite_do_not_change_how_many_are_chosen(name):
+    view = random_view()
+    view.states[:, 3] = torch.nan
+    view.states[:, 4, 0] = torch.inf
+    view.states[:, 5] = 0
+    for budget in BUDGETS:
+        chosen = METHODS[name][0].select(view, torch.tensor(budget))
+        assert chosen.sum(1).tolist() == list(budget)
+        assert not (chosen & ~view.present).any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_first_pick_is_the_same_in_chunks(seed):
+    view, budget = random_view(seed=seed), torch.tensor([1, 1, 0, 1])
+    whole = DivPrune().select(view, budget)
+    with patch.object(divprune, "CHUNK", 48):
+        assert torch.equal(DivPrune().select(view, budget), whole)
+
+
+@every_method
+@pytest.mark.parametrize("shape", [(0, 5, 4), (2, 0, 4)])
+def test_nothing_is_chosen_from_nothing(name, shape):
+    view = random_view()
+    view.states, view.present = torch.zeros(shape), torch.zeros(shape[:2], dtype=torch.bool)
+    assert METHODS[name][0].select(view, torch.zeros(shape[0], dtype=torch.long)).shape == shape[:2]
+
+
+@every_method
+@pytest.mark.parametrize("kept", [1, 2, 9])
+def test_it_counts_its_operations(name, kept):
+    counts_itself(METHODS[name][0], random_view((16,), (3,)), kept)
+
+
+@every_method
+def test_it_needs_nothing_and_never_sees_separators(name):
+    strategy = resolve(name)
+    assert strategy == METHODS[name][0]
+    assert strategy.separators == "last"
+    assert not needs_of(strategy).before
