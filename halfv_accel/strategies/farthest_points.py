@@ -46,7 +46,7 @@ def farthest_points(states: Tensor, present: Tensor, anchors: Tensor, budget: Te
     -------
     (B, V) bool Tensor
     """
-    with torch.autocast(states.device.type, enabled=False), _plain_float32():
+    with torch.autocast(states.device.type, enabled=False), plain_float32():
         if states.is_cuda and triton_works():
             from halfv_accel.kernels import farthest_points as kernel
 
@@ -55,7 +55,7 @@ def farthest_points(states: Tensor, present: Tensor, anchors: Tensor, budget: Te
 
 
 @contextmanager
-def _plain_float32() -> Iterator[None]:
+def plain_float32() -> Iterator[None]:
     """No TF32, no bfloat16 in float32 products, whatever the settings: near neighbours would become equal.
 
     The settings are the process's, so threads that have to change them do so one after the other.
