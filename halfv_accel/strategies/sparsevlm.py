@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from halfv_accel.budget import floor_share, floor_shares
+from halfv_accel.budget import floor_shares
 from halfv_accel.errors import HalfVError
 from halfv_accel.strategies.density_peaks import density_peaks
 from halfv_accel.strategies.farthest_points import plain_float32
@@ -70,6 +70,8 @@ class SparseVLM:
         return Needs(before=self.scored_by == "previous", prompt=True)
 
     def count(self, view: View, least: Tensor, most: Tensor) -> Tensor:
+        if torch.equal(least, most):  # the rank has nothing to say, and costs an attention for each rater
+            return least
         there = view.present.sum(1)
         deleted = floor_shares(there - attention_rank(view, raters(view), self.scored_by), self.scale)
         return torch.minimum(torch.maximum(there - deleted, least), most)
@@ -90,20 +92,15 @@ class SparseVLM:
         return view.states.scatter(1, choice.pool[..., None].expand_as(after), after)
 
     def flops(self, sizes: Sizes) -> int:
-        recycled = floor_share(sizes.candidates - self._directly(sizes.candidates, sizes.kept), self.tau)
+        recycled = int(parts(torch.tensor([sizes.candidates]), torch.tensor([sizes.kept]), self.tau, self.theta)[1])
         similarities = sizes.candidates * sizes.text
         rating = 2 * sizes.decoder.hidden * (similarities + recycled**2) + sizes.text_attention_flops(sizes.text)
         return 2 * rating + 2 * sizes.decoder.hidden * recycled**2  # the merge rates once more
 
-    def _directly(self, candidates: int, kept: int) -> int:
-        return int(direct(torch.tensor([candidates]), torch.tensor([kept]), self.tau, self.theta)[0])
-
     def _choose(self, view: View, budget: Tensor) -> Choice:
         there, width = view.present.sum(1), view.present.shape[1]
         ranked = ranks(view.text_attention(raters(view), self.scored_by).mean(1), view.present)
-        straight = direct(there, budget, self.tau, self.theta)
-        recycled = floor_shares(there - straight, self.tau)
-
+        straight, recycled = parts(there, budget, self.tau, self.theta)
         most = int(recycled.max()) if recycled.numel() else 0
         index = torch.arange(most, device=ranked.device)
         places = (straight[:, None] + index) % max(width, 1)  # ranks of the pool; different ones on padding, too
@@ -155,17 +152,18 @@ def attention_rank(view: View, asking: Tensor, scored_by: ScoredBy) -> Tensor:
     return (values > smallest).sum(1)
 
 
-def direct(there: Tensor, budget: Tensor, tau: float, theta: float) -> Tensor:
-    """Tokens of the budget that stay as they are, (B,) long; the others are clusters of what is dropped then.
+def parts(there: Tensor, budget: Tensor, tau: float, theta: float) -> tuple[Tensor, Tensor]:
+    """How many tokens stay as they are, and how many of the others are recycled: both (B,) long.
 
-    The largest number that leaves the budget as many tokens as there are clusters; none where the budget is smaller
-    than the clusters would be even so.
+    What the budget has beside the first are clusters of the second. So many stay that there are as many clusters as
+    there should be; none where the budget is smaller than even that, and nothing is recycled into no cluster.
     """
     stays = torch.arange(int(there.max()) + 1 if there.numel() else 1, device=there.device)
     recycled = floor_shares((there[:, None] - stays).clamp(min=0), tau)
     clusters = torch.minimum(floor_shares(recycled, theta) + 1, recycled)
     fits = (stays + clusters <= budget[:, None]) & (stays <= there[:, None])
-    return (stays * fits).amax(1)
+    straight = (stays * fits).amax(1)
+    return straight, floor_shares(there - straight, tau) * (straight < budget)
 
 
 def _rows(states: Tensor, index: Tensor) -> Tensor:

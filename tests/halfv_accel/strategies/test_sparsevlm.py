@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from halfv_accel import HalfVError
 from halfv_accel.strategies import Adaptive, Merging, Needs, SparseVLM, resolve
 from halfv_accel.strategies.density_peaks import density_peaks
-from halfv_accel.strategies.sparsevlm import attention_rank, direct, raters
+from halfv_accel.strategies.sparsevlm import attention_rank, parts, raters
 from tests.halfv_accel.strategies.inside import holds, same_flops, shares, top
 from tests.halfv_accel.strategies.views import random_view
 
@@ -28,9 +28,7 @@ def rater_oracle(view, row):
     visual, text = (states[row].double().tolist() for states in view.prompt_states)
     relevance = [0.0] * words
     for token in range(tokens):
-        weights = [
-            math.exp(sum(a * b for a, b in zip(visual[token], text[word], strict=True))) for word in range(words)
-        ]
+        weights = [math.exp(np.dot(visual[token], text[word])) for word in range(words)]
         for word in range(words):
             relevance[word] += weights[word] / sum(weights) / tokens
     return [word for word in range(words) if relevance[word] >= sum(relevance) / words]
@@ -40,9 +38,7 @@ def peaks_oracle(points, clusters):
     """Clusters of points, each a list of indices."""
     n, width = len(points), len(points[0])
     d = [[math.dist(a, b) / math.sqrt(width) for b in points] for a in points]
-    density = [
-        math.exp(-sum(sorted(x * x for x in row)[:clusters][k] for k in range(clusters)) / clusters) for row in d
-    ]
+    density = [math.exp(-sum(sorted(x * x for x in row)[:clusters]) / clusters) for row in d]
     score = []
     for i in range(n):
         denser = [d[i][j] for j in range(n) if density[j] > density[i] or (density[j] == density[i] and j < i)]
@@ -117,12 +113,12 @@ def test_where_nothing_is_dropped_nothing_changes(dtype):
 @given(st.integers(0, 60), st.data(), st.floats(0, 1), st.floats(0, 1))
 def test_the_budget_is_met_by_tokens_and_clusters(tokens, data, tau, theta):
     budget = data.draw(st.integers(0, tokens))
-    stays = int(direct(torch.tensor([tokens]), torch.tensor([budget]), tau, theta))
-    recycled = math.floor((tokens - stays) * tau + 1e-9)
+    stays, recycled = (int(part) for part in parts(torch.tensor([tokens]), torch.tensor([budget]), tau, theta))
+    assert recycled == (math.floor((tokens - stays) * tau + 1e-9) if stays < budget else 0)
     assert 0 <= stays <= budget
-    assert budget - stays <= recycled
-    if stays:
-        assert budget - stays == min(recycled, math.floor(recycled * theta + 1e-9) + 1)
+    if stays < budget:
+        clusters = min(recycled, math.floor(recycled * theta + 1e-9) + 1)
+        assert budget - stays == clusters or (stays == 0 and budget < clusters)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -165,6 +161,13 @@ def test_the_count_stays_within_the_bounds():
         found = SparseVLM(scale=0.5).count(view, least, most)
         assert ((found >= least) & (found <= most)).all()
         assert found.dtype == torch.long
+
+
+def test_bounds_that_leave_no_choice_cost_nothing():
+    view = wide(0)
+    view.text_attention = None
+    there = view.present.sum(1)
+    assert torch.equal(SparseVLM().count(view, there // 2, there // 2), there // 2)
 
 
 @given(st.integers(1, 9), st.integers(0, 99), st.data())
