@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+import torch
+from torch import Tensor
+
 
 def floor_share(count: int, ratio: float) -> int:
     """floor(count * ratio), immune to binary fractions.
@@ -13,6 +16,11 @@ def floor_share(count: int, ratio: float) -> int:
     real fraction.
     """
     return min(count, math.floor(count * ratio + 1e-9))
+
+
+def floor_shares(counts: Tensor, ratio: float) -> Tensor:
+    """`floor_share` of each of many counts: long Tensor."""
+    return torch.minimum(counts, torch.floor(counts.double() * ratio + 1e-9).long())
 
 
 def token_budget(count: int, retention: float) -> int:

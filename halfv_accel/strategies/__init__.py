@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from halfv_accel.strategies.adavtp import AdaVTP
 from halfv_accel.strategies.anchor_cover import AnchorCover
+from halfv_accel.strategies.btp import BTP
 from halfv_accel.strategies.cdpruner import CDPruner
 from halfv_accel.strategies.cls_attention import ClsAttention
+from halfv_accel.strategies.dart import Dart
 from halfv_accel.strategies.divprune import DivPrune
 from halfv_accel.strategies.farthest_points import FarthestPoints
+from halfv_accel.strategies.fastv import FastV
+from halfv_accel.strategies.fitprune import FitPrune
 from halfv_accel.strategies.hired import HiRED
 from halfv_accel.strategies.holov import HoloV
 from halfv_accel.strategies.infoprune import InfoPrune
@@ -34,11 +38,13 @@ from halfv_accel.strategies.protocol import (
 from halfv_accel.strategies.prumerge import PruMerge
 from halfv_accel.strategies.random_choice import RandomChoice
 from halfv_accel.strategies.registry import STRATEGIES, register, resolve
+from halfv_accel.strategies.sparsevlm import SparseVLM
 from halfv_accel.strategies.uniform_grid import UniformGrid
 from halfv_accel.strategies.visionzip import VisionZip
 from halfv_accel.strategies.vispruner import VisPruner
 
 __all__ = [
+    "BTP",
     "STRATEGIES",
     "AdaVTP",
     "Adaptive",
@@ -46,8 +52,11 @@ __all__ = [
     "CDPruner",
     "ClsAttention",
     "Counted",
+    "Dart",
     "DivPrune",
     "FarthestPoints",
+    "FastV",
+    "FitPrune",
     "HiRED",
     "HoloV",
     "InfoPrune",
@@ -62,6 +71,7 @@ __all__ = [
     "ScoredBy",
     "Signal",
     "Sizes",
+    "SparseVLM",
     "Strategy",
     "UniformGrid",
     "View",

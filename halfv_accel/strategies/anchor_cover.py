@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from halfv_accel.budget import floor_share
-from halfv_accel.errors import HalfVError
+from halfv_accel.budget import floor_share, floor_shares
 from halfv_accel.strategies.farthest_points import farthest_points
 from halfv_accel.strategies.protocol import Needs, ScoredBy, Sizes, View, check_scored_by
 from halfv_accel.strategies.ranking import top_k_mask
 from halfv_accel.strategies.registry import register
+from halfv_accel.strategies.shares import check_share
 
 
 @register("anchor_cover")
@@ -38,11 +38,7 @@ class AnchorCover:
     scored_by: ScoredBy = "previous"
 
     def __post_init__(self) -> None:
-        if isinstance(self.anchor_ratio, bool) or not isinstance(self.anchor_ratio, (int, float)):
-            raise HalfVError(f"anchor_ratio is {self.anchor_ratio!r}: give a number in [0, 1]")
-        if not 0 <= self.anchor_ratio <= 1:
-            raise HalfVError(f"anchor_ratio is {self.anchor_ratio!r}: give a number in [0, 1]")
-
+        check_share("anchor_ratio", self.anchor_ratio)
         check_scored_by(self.scored_by)
 
     @property
@@ -50,7 +46,7 @@ class AnchorCover:
         return Needs(before=self.scored_by == "previous")
 
     def select(self, view: View, budget: Tensor) -> Tensor:
-        anchors = torch.floor(budget.double() * self.anchor_ratio + 1e-9).long()  # see floor_share
+        anchors = floor_shares(budget, self.anchor_ratio)
         if self.anchor_ratio > 0:
             anchors = torch.maximum(anchors, budget.clamp(max=1))
         scores = view.last_token_scores(rotary=False, scored_by=self.scored_by)
