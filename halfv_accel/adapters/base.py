@@ -103,6 +103,13 @@ class Family:
             mask |= input_ids == token_id
         return mask
 
+    @cached_property
+    def encoder_arguments(self) -> set[str]:
+        """Arguments of what encodes pictures and videos: `generate` takes these away from the core's forward."""
+        encoders = [getattr(self.core, f"get_{modality}_features", None) for modality in self.pixels]
+        names = {name for encoder in encoders if encoder is not None for name in inspect.signature(encoder).parameters}
+        return names - {"kwargs"}
+
     def structure(self, input_ids: Tensor, arguments: Mapping[str, Any]) -> Structure:
         """Where this forward's visual tokens are in their pictures: see `structure_of`."""
         return structure_of(self, input_ids, arguments)

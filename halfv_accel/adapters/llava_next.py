@@ -15,8 +15,11 @@ from halfv_accel.adapters.towers import PictureTower, VisionTower, unwrapped
 
 
 class LlavaNext(Family):
-    """Part 0 of a picture is the whole of it, the others are its crops, row by row. A row of the prompt's grid runs
-    through all crops that stand side by side, and ends in a separator, which counts to the last of them."""
+    """Part 0 of a picture is the whole of it, the others are its crops, row by row.
+
+    A row of the prompt's grid runs through all crops that stand side by side. It ends in a separator, which counts to
+    the crop of the token before it.
+    """
 
     architecture = "LlavaNextForConditionalGeneration"
     towers: ClassVar[dict[str, str]] = {"image": "vision_tower"}
@@ -36,7 +39,8 @@ class LlavaNext(Family):
         newline = torch.full_like(table[0, 0], -1)
         packed, _ = self.core.pack_image_features([table], size[None], strategy, image_newline=newline)
         found = packed[0].clone()
-        found[:, PART] = torch.where(found[:, PART] < 0, found[:, PART].roll(1), found[:, PART])
+        shown = torch.arange(len(found)).masked_fill(found[:, PART] < 0, 0).cummax(0).values
+        found[:, PART] = found[shown, PART]
         return Picture(found, parts * (side // config.vision_config.patch_size) ** 2)
 
     def vision_tower(self, modality: str) -> VisionTower:

@@ -99,7 +99,7 @@ def structure_of(family: Family, input_ids: Tensor, arguments: Mapping[str, Any]
     copies = _copies(masks, [len(table) for table in tables], arguments)
     laid = _lay([mask[::copies] for mask in masks], tables, input_ids[::copies])
     first, part, row, column, source = laid.repeat_interleave(copies, dim=0).unbind(-1)
-    visual = part >= 0
+    visual = first >= 0
     picture = (first == 1).cumsum(1).sub(1).masked_fill(~visual, -1)
     places = Places(picture, part, row, column, visual & (row < 0))
     return Structure(places, source, sum(picture.sources for group in pictures for picture in group))

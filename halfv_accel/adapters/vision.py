@@ -100,16 +100,15 @@ class VisionRecorder:
 
         They are for `Family.structure`, and for nothing that asks whether pixels have come.
         """
-        names = [name for group in self.family.pixels.values() for name in group]
-        if any(arguments.get(name) is not None for name in names):
+        pixels = [name for group in self.family.pixels.values() for name in group]
+        if any(arguments.get(name) is not None for name in pixels):
             self._thread.start(arguments)
             return arguments
-        earlier = self._thread.arguments
         if not arguments.get("mm_encoder_outputs"):
             self._thread.stop()
             return arguments
-        missing = {name: value for name, value in earlier.items() if arguments.get(name) is None}
-        return {**arguments, **missing}
+        earlier, names = self._thread.arguments, self.family.encoder_arguments
+        return {**arguments, **{name: earlier[name] for name in names if earlier.get(name) is not None}}
 
     def signals(self, structure: Structure) -> VisionSignals:
         """What the towers have said of this forward's pictures.
