@@ -483,6 +483,24 @@ def test_a_windowed_layer_gives_way_to_one_with_full_attention():
     assert packed.layer(-2) == 6
 
 
+@torch.no_grad()
+def test_a_tower_that_was_compiled_before_is_noticed():
+    mini = MINIATURES["llava"]
+    model, batch = copy.deepcopy(mini.model()), mini.batch([mini.prompt(0)])
+    with listening(mini.model(), ALL) as plain:
+        mini.model()(**batch)
+    torch.compiler.reset()
+    model.model.vision_tower.compile(backend="eager")
+    model(**batch)
+    with listening(model, ALL) as seen:
+        with pytest.raises(HalfVError, match=r"torch.compiler.reset\(\)"):
+            model(**batch)
+        torch.compiler.reset()
+        model(**batch)
+    for name, signal in seen.read[0][1].items():
+        torch.testing.assert_close(signal, plain.read[0][1][name])
+
+
 def test_an_unknown_class_is_refused_by_name():
     with pytest.raises(HalfVError, match=r"signals of the vision tower, .* LlavaForConditionalGeneration"):
         VisionRecorder(Family(MINIATURES["llava"].model()), [("keys", -2)])
