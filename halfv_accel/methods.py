@@ -73,6 +73,8 @@ class Method:
         Where the defaults come from.
     departs : str
         How public code departs from the paper, and what ours does.
+    calibrated : bool
+        Are its layers or counts to be measured on the model at hand, and the defaults only a start?
     parameters : mapping
         The strategy's parameters that make it this method.
     """
@@ -84,6 +86,7 @@ class Method:
     steps: tuple[Step, ...]
     defaults: str
     departs: str = ""
+    calibrated: bool = False
     parameters: Mapping[str, Any] = field(default_factory=dict)
     by_family: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
 
