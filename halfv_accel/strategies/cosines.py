@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from halfv_accel.strategies.farthest_points import _plain_float32
+from halfv_accel.strategies.farthest_points import plain_float32
 
 
 def cosines(some: Tensor, others: Tensor) -> Tensor:
@@ -17,7 +17,7 @@ def cosines(some: Tensor, others: Tensor) -> Tensor:
 
 def products(left: Tensor, right: Tensor) -> Tensor:
     """left @ right, not rounded to fewer bits: near neighbours would become equal."""
-    with torch.autocast(left.device.type, enabled=False), _plain_float32():
+    with torch.autocast(left.device.type, enabled=False), plain_float32():
         return left.float() @ right.float()
 
 
