@@ -175,9 +175,7 @@ def test_the_cut_in_the_middle_goes_by_one_layer():
     assert needs_of(InfoPruneMid()).before and not needs_of(InfoPruneMid("own")).before
     asked = []
     view = random_view()
-    view.text_attention = lambda queries=None, scored_by=None: (
-        asked.append((queries, scored_by)) or torch.ones(4, 4, 16)
-    )
+    view.text_attention = lambda queries=None, **options: asked.append((queries, options)) or torch.ones(4, 4, 16)
     InfoPruneMid("own").select(view, torch.tensor([1, 1, 0, 1]))
     assert asked == [(None, dict(scored_by="own"))]
     with pytest.raises(HalfVError, match="scored_by is"):
