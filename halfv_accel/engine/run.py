@@ -224,31 +224,32 @@ class Run:
             self._busy.pop(threading.get_ident(), None)
             return
         arguments = self.family.core_arguments(args, kwargs)
+        sized = arguments if self.recorder is None else self.recorder.begin(arguments)
         cache, prefill = arguments.get("past_key_values"), None
         if not self.plan.keeps_everything:
             refusals.check_forward(self.family, core, arguments)
         refusals.check_cache(cache, self.first)
         if self.family.modalities(arguments):
             self._thread.prefills = self.prefills + 1
-            prefill = self._untouched(arguments) if self.plan.keeps_everything else self._prefill(arguments)
+            prefill = self._untouched(arguments) if self.plan.keeps_everything else self._prefill(arguments, sized)
         else:
             self._note_text_only(arguments)
         set_open(cache, True)
         self._thread.forward = Forward(prefill, cache)
 
-    def _prefill(self, arguments: dict[str, Any]) -> Prefill:
+    def _prefill(self, arguments: dict[str, Any], sized: dict[str, Any]) -> Prefill:
+        """A prefill; `sized` are the arguments with the sizes of pictures that were encoded before."""
         kernel = refusals.check_prefill(self.family, self.plan, arguments)
         plan = self.plan
-        scene = None if self.recorder is None else self._scene(self.recorder, arguments)
+        scene = None
+        if self.recorder is not None:
+            scene = Scene(self.family.structure(arguments["input_ids"], sized), self.recorder)
         prefill = Prefill.of(
             self.family, plan.fidelity, kernel, arguments, plan.stages, plan.min_visual_tokens, plan.skip, scene
         )
         refusals.check_rows(prefill.packed)
         refusals.check_prompt(prefill.ends_in_visual)
         return prefill
-
-    def _scene(self, recorder: VisionRecorder, arguments: dict[str, Any]) -> Scene:
-        return Scene(self.family.structure(arguments["input_ids"], recorder.begin(arguments)), recorder)
 
     def _untouched(self, arguments: dict[str, Any]) -> Prefill | None:
         """A prefill that only counts, whatever mask and cache it has; None where it cannot even do that."""
@@ -272,7 +273,7 @@ class Run:
         """Close the caches of this thread's forward, and forget it."""
         forward, self._thread.forward = self.forward, None
         self._busy.pop(threading.get_ident(), None)
-        if forward is not None and forward.prefill is not None and self.recorder is not None:
+        if forward is not None and self.recorder is not None:
             self.recorder.end()
         if forward is not None:
             set_open(forward.cache, False)

@@ -183,7 +183,8 @@ class LayerView:
     def _scene(self) -> Scene:
         if self.scene is None:
             raise HalfVError(
-                "nothing is known of the pictures here: give the strategy needs = Needs(structure=True), or vision=..."
+                "nothing is known of the pictures here: give the strategy needs = Needs(structure=True), or name the "
+                "signals of the vision tower there"
             )
         return self.scene
 
