@@ -90,7 +90,7 @@ def _divide(total: Tensor, weights: Tensor, capacity: Tensor) -> Tensor:
     shared = (total - (capacity * full).sum(1))[:, None] * (weights * ~full)
     whole = (weights * ~full).sum(1, keepdim=True)
     whole = torch.where(whole > 0, whole, 1)
-    quota = torch.where(full, capacity, torch.minimum(shared.div(whole, rounding_mode="floor").long(), capacity))
+    quota = torch.where(full, capacity, shared.div(whole, rounding_mode="floor").long())
     open_parts = ~full & (weights > 0) & (quota < capacity)
     return quota + top_k_mask((shared - quota * whole).double(), open_parts, total - quota.sum(1)).long()
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from halfv_accel.strategies.dividing import apportion, pictures_and_parts, top_k_in_groups
 from halfv_accel.strategies.protocol import Needs, Places, Separators, Sizes, View
 from halfv_accel.strategies.registry import register
-from halfv_accel.strategies.vision_attention import attention_flops, attention_scores, check_share, check_vision_layer
+from halfv_accel.strategies.shares import check_share
+from halfv_accel.strategies.vision_attention import attention_flops, attention_scores, check_vision_layer
 
 
 @register("hired")
@@ -46,7 +47,7 @@ class HiRED:
     separators: ClassVar[Separators] = "last"
 
     def __post_init__(self) -> None:
-        check_share(self.whole, "whole")
+        check_share("whole", self.whole)
         check_vision_layer(self.vision_layer)
         check_vision_layer(self.region_layer, "region_layer")
 

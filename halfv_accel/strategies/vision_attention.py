@@ -29,17 +29,6 @@ def check_vision_layer(layer: object, name: str = "vision_layer") -> None:
         raise HalfVError(f"{name} is {layer!r}: give the number of a layer of the vision tower, such as -2")
 
 
-def check_share(value: object, name: str) -> None:
-    """Refuse what is no share of a whole.
-
-    Raises
-    ------
-    HalfVError
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise HalfVError(f"{name} is {value!r}: give a number in [0, 1]")
-
-
 def check_at_least(value: object, least: int, name: str) -> None:
     """Refuse what is no whole number of at least so much.
 

@@ -24,7 +24,8 @@ from halfv_accel.strategies.dividing import evenly_spaced
 from halfv_accel.strategies.protocol import Needs, Separators, Sizes, View
 from halfv_accel.strategies.ranking import top_k_mask
 from halfv_accel.strategies.registry import register
-from halfv_accel.strategies.vision_attention import attention_flops, attention_scores, check_share, check_vision_layer
+from halfv_accel.strategies.shares import check_share
+from halfv_accel.strategies.vision_attention import attention_flops, attention_scores, check_vision_layer
 
 
 @register("visionzip")
@@ -46,7 +47,7 @@ class VisionZip:
     separators: ClassVar[Separators] = "last"
 
     def __post_init__(self) -> None:
-        check_share(self.contextual, "contextual")
+        check_share("contextual", self.contextual)
         check_vision_layer(self.vision_layer)
 
     @property

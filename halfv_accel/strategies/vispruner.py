@@ -19,11 +19,11 @@ from halfv_accel.strategies.cosines import cosines
 from halfv_accel.strategies.protocol import Needs, Separators, Sizes, View
 from halfv_accel.strategies.ranking import top_k_mask
 from halfv_accel.strategies.registry import register
+from halfv_accel.strategies.shares import check_share
 from halfv_accel.strategies.vision_attention import (
     attention_flops,
     attention_scores,
     check_at_least,
-    check_share,
     check_vision_layer,
 )
 
@@ -50,7 +50,7 @@ class VisPruner:
     separators: ClassVar[Separators] = "last"
 
     def __post_init__(self) -> None:
-        check_share(self.important, "important")
+        check_share("important", self.important)
         check_at_least(self.per_round, 1, "per_round")
         check_vision_layer(self.vision_layer)
 
