@@ -27,7 +27,7 @@ from tests.halfv_accel.strategies.test_vispruner import distinct
 from tests.halfv_accel.strategies.views import random_view
 
 CLASSES = [ErankBat, ErankDivPrune, ErankVisPruner]
-OPTIONS = [{}, dict(erank_avg=8.0), dict(erank_avg=4.0, slope=0.9), dict(slope=2.0), dict(important=0.3, slope=-2.0)]
+OPTIONS = [
     dict(),
     dict(erank_avg=8.0),
     dict(erank_avg=4.0, slope=0.9),
