@@ -13,6 +13,9 @@ from halfv_accel.strategies.cdpruner import CDPruner
 from halfv_accel.strategies.cls_attention import ClsAttention
 from halfv_accel.strategies.dart import Dart
 from halfv_accel.strategies.divprune import DivPrune
+from halfv_accel.strategies.erank_bat import ErankBat
+from halfv_accel.strategies.erank_divprune import ErankDivPrune
+from halfv_accel.strategies.erank_vispruner import ErankVisPruner
 from halfv_accel.strategies.farthest_points import FarthestPoints
 from halfv_accel.strategies.fastv import FastV
 from halfv_accel.strategies.fitprune import FitPrune
@@ -54,6 +57,9 @@ __all__ = [
     "Counted",
     "Dart",
     "DivPrune",
+    "ErankBat",
+    "ErankDivPrune",
+    "ErankVisPruner",
     "FarthestPoints",
     "FastV",
     "FitPrune",

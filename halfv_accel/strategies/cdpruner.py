@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from halfv_accel.errors import HalfVError
-from halfv_accel.strategies.farthest_points import plain_float32
+from halfv_accel.strategies.cosines import products
 from halfv_accel.strategies.greedy import SPANNED, directions, filled, most_of, volume_flops, volume_picks
 from halfv_accel.strategies.protocol import Needs, Separators, Sizes, View
 from halfv_accel.strategies.registry import register
@@ -75,8 +75,7 @@ class CDPruner:
         real = view.text_present[..., None]
         text = directions(view.text_states.masked_fill(~real, 0.0)).sum(1, keepdim=True)
         text = text / real.sum(1, keepdim=True).clamp(min=1)
-        with torch.autocast(vectors.device.type, enabled=False), plain_float32():
-            cosines = (vectors @ text.mT)[..., 0]
+        cosines = products(vectors, text.mT)[..., 0]
         cosines = -cosines if self.negative else cosines
         if not cosines.shape[1]:
             return cosines

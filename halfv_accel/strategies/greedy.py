@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from halfv_accel.strategies.cosines import taken
 from halfv_accel.strategies.farthest_points import plain_float32
 from halfv_accel.strategies.ranking import top_k_mask
 
@@ -103,8 +104,7 @@ def volume_flops(tokens: int, picks: int, hidden: int) -> int:
 
 def compared(vectors: Tensor, pick: Tensor) -> Tensor:
     """Products of each row's picked vector with all vectors: [B, V]."""
-    own = vectors.gather(1, pick[..., None].expand(-1, -1, vectors.shape[-1]))
-    return (own @ vectors.mT)[:, 0]
+    return (taken(vectors, pick) @ vectors.mT)[:, 0]
 
 
 def finite(states: Tensor) -> Tensor:

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from halfv_accel.errors import HalfVError
-from halfv_accel.strategies.farthest_points import plain_float32
-from halfv_accel.strategies.greedy import directions, filled, finite, most_of, volume_flops, volume_picks
+from halfv_accel.strategies.cosines import cosines, packed, products, replaced, taken
+from halfv_accel.strategies.greedy import filled, finite, most_of, volume_flops, volume_picks
 from halfv_accel.strategies.protocol import Needs, Separators, Sizes, View
 from halfv_accel.strategies.ranking import top_k_mask
 from halfv_accel.strategies.registry import register
@@ -76,9 +76,9 @@ class InfoPrune:
             return torch.zeros_like(view.present)
         attention = attention_scores(view, self.vision_layer)
         pool = top_k_mask(attention, view.present, torch.floor(budget.double() * self.pool + 1e-9).long())
-        index = _in_front(pool)[:, : self._pool_size(most)]
+        index = pool.int().argsort(dim=1, descending=True, stable=True)[:, : self._pool_size(most)]
 
-        states = finite(view.states).gather(1, index[..., None].expand(-1, -1, view.states.shape[-1]))
+        states = taken(finite(view.states), index)
         prior = self._prior(attention, view.present).gather(1, index)
         worth = (prior * states.square().sum(-1)).masked_fill(~pool.gather(1, index), -torch.inf)
         floor = self.saturation * worth.amax(1, keepdim=True).clamp(min=0)
@@ -86,20 +86,15 @@ class InfoPrune:
         return filled(torch.zeros_like(pool).scatter(1, index, picked), attention, pool, budget)
 
     def merge(self, view: View, kept: Tensor) -> Tensor:
-        states, most = view.states, most_of(kept.sum(1))
-        if not most:
-            return states
-        places = _in_front(kept)[:, :most]
-        real, wide = kept.gather(1, places), places[..., None].expand(-1, -1, states.shape[-1])
-        with torch.autocast(states.device.type, enabled=False), plain_float32():
-            vectors = directions(states)
-            cosines = (vectors @ vectors.gather(1, wide).mT).masked_fill(~real[:, None], -torch.inf)
-            joins = cosines.argmax(2, keepdim=True) == torch.arange(most, device=states.device)  # [B, V, kept]
-            joins = (joins & (view.present & ~kept)[..., None]).float()
-            sums = joins.mT @ finite(states)
-        own, joined = states.gather(1, wide), joins.sum(1)[..., None]
-        mean = (self.inertia * own.float() + sums) / (self.inertia + joined)
-        return states.scatter(1, wide, torch.where(real[..., None] & (joined > 0), mean.to(states.dtype), own))
+        places, real = packed(kept)
+        if not places.shape[1]:
+            return view.states
+        likeness = cosines(taken(view.states, places), view.states).masked_fill(~real[..., None], -torch.inf)
+        joins = likeness.argmax(dim=1, keepdim=True) == torch.arange(places.shape[1], device=places.device)[:, None]
+        joins = joins & (view.present & ~kept)[:, None]  # [B, kept, V]
+        joined = joins.sum(2, keepdim=True)
+        total = self.inertia * taken(view.states, places).float() + products(joins, finite(view.states))
+        return replaced(view.states, places, total / (self.inertia + joined), real & (joined[..., 0] > 0))
 
     def flops(self, sizes: Sizes) -> int:
         hidden = sizes.decoder.hidden
@@ -113,8 +108,3 @@ class InfoPrune:
         """q of Eq. 6: [B, V]."""
         logits = (attention / self.temperature).masked_fill(~present, torch.finfo(attention.dtype).min)
         return logits.softmax(dim=1) ** self.exponent
-
-
-def _in_front(mask: Tensor) -> Tensor:
-    """Places [B, V], those of the mask first, in order."""
-    return mask.int().argsort(dim=1, descending=True, stable=True)

@@ -17,6 +17,7 @@ def top_k_mask(scores: Tensor, present: Tensor, budget: Tensor) -> Tensor:
     budget : (B,) long Tensor
         How many to choose in each row.
     """
+    scores = scores.clamp(min=torch.finfo(scores.dtype).min)  # -inf, too, comes before what is not present
     order = scores.masked_fill(~present, -torch.inf).argsort(dim=1, descending=True, stable=True)
     places = torch.arange(scores.shape[1], device=scores.device)
     chosen = places < budget[:, None]  # in ranking order

@@ -13,25 +13,31 @@ from tests.halfv_accel.strategies.greedy_oracles import distance, first_largest,
 from tests.halfv_accel.strategies.views import random_view
 
 
-def grown(states, kept, picks):
+def grown(states, among, kept, picks):
     """The most distant token again and again."""
     while len(picks) < kept:
-        rest = [token for token in range(len(states)) if token not in picks]
+        rest = [token for token in among if token not in picks]
         nearest = [min(distance(states[token], states[pick]) for pick in picks) for token in rest]
         picks.append(rest[first_largest(nearest)])
     return picks
 
 
-def diverse(view, kept):
-    states = rows(view.states)
+def diverse_among(states, among, kept):
+    """DivPrune among some of the tokens."""
     if not kept:
         return []
-    others = [[distance(a, b) for j, b in enumerate(states) if i != j] for i, a in enumerate(states)]
-    return grown(states, kept, [first_largest([min(each, default=2) for each in others])])
+    nearest = [min([distance(states[i], states[j]) for j in among if i != j], default=2) for i in among]
+    return grown(states, among, kept, [among[first_largest(nearest)]])
+
+
+def diverse(view, kept):
+    states = rows(view.states)
+    return diverse_among(states, range(len(states)), kept)
 
 
 def farthest(view, kept):
-    return grown(rows(view.states), kept, [0]) if kept else []
+    states = rows(view.states)
+    return grown(states, range(len(states)), kept, [0]) if kept else []
 
 
 METHODS = {"divprune": (DivPrune(), diverse), "farthest_points": (FarthestPoints(), farthest)}

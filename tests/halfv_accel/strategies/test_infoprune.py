@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from halfv_accel import HalfVError
-from halfv_accel.strategies import InfoPrune, InfoPruneMid, Merging, needs_of, resolve
+from halfv_accel.architectures import middling
+from halfv_accel.decoder import Decoder
+from halfv_accel.strategies import InfoPrune, InfoPruneMid, Merging, Sizes, needs_of, resolve
 from tests.halfv_accel.strategies.cases import BUDGETS, agrees, counts_itself, merged_alike, tokens
 from tests.halfv_accel.strategies.greedy_oracles import distance, dot, first_largest, largest_residuals, rows, top
 from tests.halfv_accel.strategies.views import random_view
@@ -189,3 +191,8 @@ def test_the_oracle_of_residuals_is_the_determinant():
     gram = torch.tensor([[dot(vectors[a], vectors[b]) for b in picks] for a in picks], dtype=torch.float64)
     steps = [float(torch.linalg.det(gram[: n + 1, : n + 1]) / torch.linalg.det(gram[:n, :n])) for n in range(1, 5)]
     assert steps == sorted(steps, reverse=True)
+
+
+def test_the_cut_in_the_middle_costs_one_query():
+    sizes = Sizes(Decoder.of(middling()), 16, 4, 5)
+    assert InfoPruneMid().flops(sizes) == sizes.text_attention_flops(1) > 0
