@@ -14,11 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from halfv_accel.errors import HalfVError
-from halfv_accel.strategies.farthest_points import plain_float32
+from halfv_accel.strategies.cosines import cosines, taken
 from halfv_accel.strategies.protocol import Needs, ScoredBy, Sizes, View, check_scored_by
 from halfv_accel.strategies.ranking import top_k_mask
 from halfv_accel.strategies.registry import register
@@ -59,11 +58,12 @@ class Dart:
         counts = budget.clamp(max=self.visual_pivots), view.text_present.sum(1).clamp(max=self.text_pivots)
         valid = torch.cat([_first(visual, counts[0]), _first(text, counts[1])], dim=1)
 
-        cosines = _cosines(_rows(view.states, visual), _rows(view.text_states, text), view.states)
+        pivots = torch.cat([taken(view.states, visual), taken(view.text_states, text)], dim=1)
+        alike = cosines(pivots, view.states)  # [B, pivots, V]
         shares = _shares(budget - counts[0], valid)
         chosen = torch.zeros_like(view.present).scatter(1, visual, valid[:, : visual.shape[1]])
         for pivot in range(valid.shape[1]):
-            chosen = chosen | top_k_mask(-cosines[:, pivot], view.present & ~chosen, shares[:, pivot])
+            chosen = chosen | top_k_mask(-alike[:, pivot], view.present & ~chosen, shares[:, pivot])
         return chosen
 
     def flops(self, sizes: Sizes) -> int:
@@ -79,17 +79,6 @@ def _by_norm(keys: Tensor, present: Tensor) -> Tensor:
 
 def _first(ranked: Tensor, counts: Tensor) -> Tensor:
     return torch.arange(ranked.shape[1], device=ranked.device) < counts[:, None]
-
-
-def _rows(states: Tensor, index: Tensor) -> Tensor:
-    return states.gather(1, index[..., None].expand(-1, -1, states.shape[-1]))
-
-
-def _cosines(visual: Tensor, text: Tensor, states: Tensor) -> Tensor:
-    """Between the pivots and all visual tokens: [B, pivots, V]."""
-    pivots = torch.cat([visual.float(), text.float()], dim=1)
-    with torch.autocast(states.device.type, enabled=False), plain_float32():
-        return F.normalize(pivots, dim=-1) @ F.normalize(states.float(), dim=-1).mT
 
 
 def _shares(tokens: Tensor, valid: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from halfv_accel.strategies.farthest_points import plain_float32
+from halfv_accel.strategies.cosines import products
 from halfv_accel.strategies.ranking import top_k_mask
 
 
@@ -48,10 +48,8 @@ def _squared_distances(points: Tensor, present: Tensor) -> Tensor:
     points = points.masked_fill(~real, 0.0)
     centre = points.sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
     points = (points - centre) * points.shape[-1] ** -0.5  # near the origin, differences of squares are exact enough
-    with torch.autocast(points.device.type, enabled=False), plain_float32():
-        products = points @ points.mT
     norms = (points * points).sum(-1)
-    squared = (norms[:, :, None] + norms[:, None] - 2 * products).clamp(min=0)
+    squared = (norms[:, :, None] + norms[:, None] - 2 * products(points, points.mT)).clamp(min=0)
     squared.diagonal(dim1=1, dim2=2).zero_()
     return squared.masked_fill(~present[:, None], torch.inf)
 

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from halfv_accel.budget import floor_shares
 from halfv_accel.errors import HalfVError
+from halfv_accel.strategies.cosines import products, replaced, taken
 from halfv_accel.strategies.density_peaks import density_peaks
-from halfv_accel.strategies.farthest_points import plain_float32
 from halfv_accel.strategies.protocol import Needs, ScoredBy, Sizes, View, check_scored_by
 from halfv_accel.strategies.ranking import ranks
 from halfv_accel.strategies.registry import register
@@ -83,13 +83,10 @@ class SparseVLM:
     def merge(self, view: View, kept: Tensor) -> Tensor:
         choice = self._choose(view, kept.sum(1))
         members = choice.member.float()
-        before = _rows(view.states, choice.pool)
-        with torch.autocast(before.device.type, enabled=False), plain_float32():
-            clusters = members @ before.float()
+        clusters = products(members, taken(view.states, choice.pool))
         if self.combined == "mean":
             clusters = clusters / members.sum(2, keepdim=True).clamp(min=1)
-        after = torch.where(choice.first[..., None], clusters.to(before.dtype), before)
-        return view.states.scatter(1, choice.pool[..., None].expand_as(after), after)
+        return replaced(view.states, choice.pool, clusters, choice.first)
 
     def flops(self, sizes: Sizes) -> int:
         recycled = int(parts(torch.tensor([sizes.candidates]), torch.tensor([sizes.kept]), self.tau, self.theta)[1])
@@ -105,7 +102,7 @@ class SparseVLM:
         index = torch.arange(most, device=ranked.device)
         places = (straight[:, None] + index) % max(width, 1)  # ranks of the pool; different ones on padding, too
         pool, there = ranked.argsort(dim=1).gather(1, places), index < recycled[:, None]
-        first = density_peaks(_rows(view.states, pool), there, budget - straight)
+        first = density_peaks(taken(view.states, pool), there, budget - straight)
         return Choice(
             kept=(ranked < straight[:, None]) & view.present,
             pool=pool,
@@ -129,9 +126,8 @@ class Choice(NamedTuple):
 
 def raters(view: View) -> Tensor:
     """Text tokens that rate (Eq. 6-7): [B, T] bool."""
-    visual, text = (states.float() for states in view.prompt_states)
-    with torch.autocast(visual.device.type, enabled=False), plain_float32():
-        similarity = visual @ text.mT
+    visual, text = view.prompt_states
+    similarity = products(visual, text.mT)
     similarity = similarity.masked_fill(~view.text_present[:, None], torch.finfo(similarity.dtype).min).softmax(dim=2)
     relevance = (similarity * view.present[..., None]).sum(1).masked_fill(~view.text_present, 0.0)
     mean = relevance.sum(1, keepdim=True) / view.text_present.sum(1, keepdim=True).clamp(min=1)
@@ -164,7 +160,3 @@ def parts(there: Tensor, budget: Tensor, tau: float, theta: float) -> tuple[Tens
     fits = (stays + clusters <= budget[:, None]) & (stays <= there[:, None])
     straight = (stays * fits).amax(1)
     return straight, floor_shares(there - straight, tau) * (straight < budget)
-
-
-def _rows(states: Tensor, index: Tensor) -> Tensor:
-    return states.gather(1, index[..., None].expand(-1, -1, states.shape[-1]))
