@@ -19,7 +19,8 @@ from halfv_accel.errors import HalfVError
 from halfv_accel.strategies.effective_rank import check_rank_average, effective_rank, effective_rank_flops
 from halfv_accel.strategies.protocol import Needs, Separators, Sizes, View
 from halfv_accel.strategies.ranking import top_k_mask
-from halfv_accel.strategies.vision_attention import attention_flops, attention_scores, check_share, check_vision_layer
+from halfv_accel.strategies.shares import check_share
+from halfv_accel.strategies.vision_attention import attention_flops, attention_scores, check_vision_layer
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class ErankShare:
     separators: ClassVar[Separators] = "last"
 
     def __post_init__(self) -> None:
-        check_share(self.important, "important")
+        check_share("important", self.important)
         check_rank_average(self.erank_avg)
         check_vision_layer(self.vision_layer)
         number = isinstance(self.slope, (int, float)) and not isinstance(self.slope, bool)
