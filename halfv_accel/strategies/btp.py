@@ -8,9 +8,10 @@ what their own layer looks at: attention. A stage's shares say how much of each:
    embedding favours what stands near the text);
 3. farthest points of the hidden states, seen from all of these, until the budget is full.
 
-The public code fixes the seeds for 24 x 24 tokens, draws diverse tokens a second time from scratch, and unites the
-three sets, which may overlap (it then fills up) or exceed the budget (it prints "Bug!"). Here each part takes from what
-the parts before it left. Its layers are counted from 1, ours from 0.
+The public code for LLaVA fixes the seeds for 24 x 24 tokens, draws diverse tokens a second time from scratch, and
+unites the three sets, which may overlap (it then fills up) or exceed the budget (it prints "Bug!"). Here each part
+takes from what the parts before it left, as in the public code for Qwen2.5-VL. Its layers are counted from 1, ours
+from 0.
 """
 
 from __future__ import annotations

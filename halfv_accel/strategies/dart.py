@@ -3,10 +3,11 @@
 A few pivots are chosen by the L1 norm of their keys, among the visual tokens and among the text. The visual pivots
 stay; then each pivot in turn adds the tokens whose hidden states are least similar to its own (cosine).
 
-The public code walks through the pivots in the order of a Python set, keeps floor(budget / pivots) tokens for each of
-them beside the visual pivots, whatever that adds up to, and looks for text pivots behind the picture only. Here visual
-pivots go first and then the text's, the largest norm first; they count in the budget, the rest is shared equally (what
-does not divide goes to the first pivots), and any text token may be a pivot, since pictures may stand anywhere.
+The public code (LightCompress's port) walks through the pivots in the order of a Python set, keeps floor(budget /
+pivots) tokens for each of them beside the visual pivots, whatever that adds up to, and looks for text pivots behind the
+picture only. Here visual pivots go first and then the text's, the largest norm first; they count in the budget, the
+rest is shared equally (what does not divide goes to the first pivots), and any text token may be a pivot, since
+pictures may stand anywhere.
 """
 
 from __future__ import annotations

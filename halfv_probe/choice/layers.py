@@ -49,7 +49,7 @@ def withdrawal_layer(kl: ArrayLike, eta: float = ETA, first: int = 5) -> int:
 
 
 def ineffective_layers(kl: ArrayLike, count: int) -> tuple[int, ...]:
-    """ShortV's layers (Yuan et al., 2025): those whose work on visual tokens changes the output least.
+    """ShortV's layers (Yuan et al., 2025, arXiv 2504.00502): those that change the output least through visual tokens.
 
     Parameters
     ----------
