@@ -56,7 +56,7 @@ def paper_flops(config: Any, visual: int, text: int, plan: Plan | None = None) -
     return total
 
 
-def selection_flops(config: Any, visual: int, plan: Plan, text: int = 0) -> int:
+def selection_flops(config: Any, visual: int, plan: Plan, text: int = 0, separators: int = 0) -> int:
     """Operations that choosing tokens adds to `prefill_flops`, as each stage's strategy counts them.
 
     Parameters
@@ -65,6 +65,8 @@ def selection_flops(config: Any, visual: int, plan: Plan, text: int = 0) -> int:
         From a `Decoder` alone, what strategies do with the vision tower is not counted.
     visual, text : int
         Tokens of the sequence.
+    separators : int
+        How many of the visual tokens are separators, which most strategies before the language model are not shown.
 
     Raises
     ------
@@ -78,7 +80,10 @@ def selection_flops(config: Any, visual: int, plan: Plan, text: int = 0) -> int:
         if kept < alive:  # otherwise the engine does not ask
             if not isinstance(stage.strategy, Counted):
                 raise HalfVError(f"strategy {stage.strategy!r} does not count its operations: give it flops(sizes)")
-            total += stage.strategy.flops(Sizes(decoder, alive, kept, text, Tower.of(config)))
+            hidden = separators if getattr(stage.strategy, "separators", "score") == "last" else 0
+            shown = max(0, alive - hidden)  # separators go first
+            total += stage.strategy.flops(Sizes(decoder, shown, min(kept, shown), text, Tower.of(config)))
+            separators = max(0, kept - shown) if hidden else separators
         alive = kept
     return total
 
