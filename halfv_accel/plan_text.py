@@ -7,8 +7,8 @@ Parts are separated by commas, and each is ``what[:layer[:budget[:option...]]]``
   the method's defaults, which depend on the model.
 - *layer* is the decoder layer whose input the stage acts on, 0 for before the language model. ``skip`` takes several:
   ``skip:3+7+20-25``.
-- *budget* is a share of the visual tokens (``0.25``; ``1`` is all), a number of tokens above 1 (``64``), or two shares
-  for a strategy that decides itself how many stay (``0.1-0.5``).
+- *budget* is a share of the visual tokens (``0.25``, ``1/3``; ``1`` is all), a number of tokens above 1 (``64``), or
+  two shares for a strategy that decides itself how many stay (``0.1-0.5``).
 - *options* are the strategy's parameters (``alpha=0.5``); a bare number is ``ivr``'s anchor ratio, and ``own`` is
   ``scored_by=own``.
 
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+from fractions import Fraction
 from typing import Any
 
 from halfv_accel.errors import HalfVError
@@ -29,6 +30,7 @@ from halfv_accel.strategies import STRATEGIES, AnchorCover, KeepNone, LastTokenA
 
 EXAMPLE = "ivr:2:0.25,sparse:21:0.05"
 ALIASES = {"ivr": "anchor_cover", "sparse": "last_token_attention", "freeze": "keep_none"}
+MOST_PARTS = 10_000  # of a share that is written as a fraction
 NAMES = {"ivr": "ivr", "sparse": "ssr", "freeze": "ssr"}  # of the stages
 
 
@@ -73,6 +75,8 @@ def _stages(part: str, what: str, rest: list[str], facts: Facts | None) -> list[
     if what not in ALIASES and method is None and what not in STRATEGIES:
         names = ", ".join(dict.fromkeys((*ALIASES, "skip", *METHODS, *STRATEGIES)))
         raise HalfVError(f"plan part '{part}' starts with '{what}': choose one of {names}, for example {EXAMPLE}")
+    if method is not None and not method.steps:
+        raise HalfVError(f"which layers {method.title} skips has to be measured on the model: write skip:3+4+9, say")
     if method is not None and not any(rest):
         return list(method.stages(_known(part, facts)))
     name = ALIASES.get(what) or (method.strategy if method is not None else what)
@@ -165,8 +169,8 @@ def _whole(part: str, text: str) -> int:
 
 def _number(part: str, text: str) -> float:
     try:
-        number = float(text)
-    except ValueError:
+        number = float(Fraction(text)) if "/" in text else float(text)
+    except (ValueError, ZeroDivisionError, OverflowError):
         number = float("nan")
     if number - number != 0:  # not finite
         raise HalfVError(f"plan part '{part}' has {text!r} where a number belongs: write it like {EXAMPLE}")
@@ -182,7 +186,7 @@ def _words(stage: Stage) -> str:
         return f"{'freeze' if stage.then == 'freeze' else name}:{layer}"
     options = [f"{key}={value}" for key, value in _changed(strategy).items()]
     if isinstance(strategy, AnchorCover):
-        name, options = "ivr", [f"{strategy.anchor_ratio:g}", *_own(strategy)]
+        name, options = "ivr", [_digits(strategy.anchor_ratio), *_own(strategy)]
     elif isinstance(strategy, LastTokenAttention) and strategy.rotary:
         name, options = "sparse", _own(strategy)
     words = ":".join([name, str(layer), _share(stage), *options])
@@ -192,7 +196,16 @@ def _words(stage: Stage) -> str:
 def _share(stage: Stage) -> str:
     if stage.tokens is not None:
         return str(stage.tokens)
-    return f"{stage.retention:g}" if stage.least is None else f"{stage.least:g}-{stage.retention:g}"
+    return _digits(stage.retention) if stage.least is None else f"{_digits(stage.least)}-{_digits(stage.retention)}"
+
+
+def _digits(share: float) -> str:
+    """A share that reads back as it was, as short as it can be: 0.25, 1/3."""
+    nearest = Fraction(share).limit_denominator(MOST_PARTS)
+    short = f"{share:g}"
+    if float(short) == share and "e" not in short:
+        return short
+    return str(nearest) if float(nearest) == share else repr(share)
 
 
 def _changed(strategy: Any) -> dict[str, Any]:

@@ -1,14 +1,24 @@
 """A plan in words says the same as the plan."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from halfv_accel import HalfVError, Plan, Stage, halfv_plan
 from halfv_accel.bench import describe_plan, parse_plan
-from halfv_accel.strategies import STRATEGIES, AnchorCover, KeepNone, LastTokenAttention
+from halfv_accel.methods import METHODS, Facts
+from halfv_accel.plan_document import PlanDocument
+from halfv_accel.strategies import STRATEGIES, Adaptive, AnchorCover, KeepNone, LastTokenAttention
 
-ratios = st.integers(1, 100).map(lambda percent: percent / 100)
+from .refusing import refusal
+
+ratios = (
+    st.integers(1, 100).map(lambda percent: percent / 100)
+    | st.floats(1e-4, 1)
+    | st.builds(lambda a, b: min(a, b) / max(a, b), st.integers(1, 600), st.integers(1, 600))
+)
 scorers = st.sampled_from(["previous", "own"])
 choosing = st.one_of(
     st.builds(AnchorCover, ratios, scorers),
@@ -21,19 +31,81 @@ choosing = st.one_of(
 def plans(draw):
     """Plans of one to four stages, the last one perhaps a freeze."""
     layers = sorted(draw(st.sets(st.integers(1, 40), min_size=1, max_size=4)))
-    stages = [Stage(f"s{layer}", layer, draw(choosing), draw(ratios)) for layer in layers]
+    stages = [draw(stage_at(layer)) for layer in layers]
     if draw(st.booleans()):
         stages[-1] = Stage("end", layers[-1], KeepNone(), 0.0, draw(st.sampled_from(["drop", "freeze"])))
-    return Plan(tuple(stages))
+    return Plan(tuple(stages), skip=tuple(draw(st.sets(st.integers(0, 40), max_size=4))))
+
+
+@st.composite
+def stage_at(draw, layer):
+    """A stage with either kind of budget; one that may decide has bounds, now and then."""
+    strategy = draw(choosing)
+    if draw(st.booleans()):
+        return Stage(f"s{layer}", layer, strategy, tokens=draw(st.integers(2, 2000)))
+    most, least = draw(ratios), None
+    if isinstance(strategy, Adaptive) and draw(st.booleans()):
+        least = min(most, draw(ratios))
+    return Stage(f"s{layer}", layer, strategy, most, least=least)
 
 
 def meaning(plan):
     """All but the names of stages."""
-    return [(stage.layer, stage.strategy, stage.retention, stage.then) for stage in plan.stages]
+    stages = [(s.layer, s.strategy, s.retention, s.tokens, s.least, s.then) for s in plan.stages]
+    return stages, plan.skip
 
 
 @given(plans())
 def test_a_plan_survives_being_written_and_read(plan):
+    assert meaning(parse_plan(describe_plan(plan))) == meaning(plan)
+
+
+@given(plans(), st.sampled_from(["paper", "reference"]), st.integers(0, 100))
+def test_a_plan_survives_being_written_as_a_document(plan, fidelity, least):
+    plan = replace(plan, fidelity=fidelity, min_visual_tokens=least)
+    text = PlanDocument.of(plan).model_dump_json()
+    assert PlanDocument.model_validate_json(text, strict=True).plan() == plan
+
+
+SHALLOW = Facts(6)
+WORDS = {
+    "fastv:2:0.25": [("fastv", 2, 0.25, None)],
+    "fastv": [("fastv", 2, 0.5, None)],
+    "fastv:3": [("fastv", 3, 0.5, None)],
+    "fastv::64": [("fastv", 2, 1.0, 64)],
+    "visionzip::64": [("visionzip", 0, 1.0, 64)],
+    "visionzip:0:1/3": [("visionzip", 0, 1 / 3, None)],
+    "pdrop": [("fastv", 2, 0.5, None), ("fastv", 3, 0.25, None), ("fastv", 4, 0.125, None)],
+    "vtw": [("keep_none", 3, 0.0, None)],
+    "vtw:5": [("keep_none", 5, 0.0, None)],
+    "divprune::9,freeze:4": [("divprune", 0, 1.0, 9), ("keep_none", 4, 0.0, None)],
+}
+
+
+@pytest.mark.parametrize("text", WORDS)
+def test_words_of_published_methods(text):
+    plan = parse_plan(text, SHALLOW)
+    found = [(STRATEGIES.name_of(s.strategy), s.layer, s.retention, s.tokens) for s in plan.stages]
+    assert found == WORDS[text]
+
+
+def test_options_bounds_and_skipped_layers():
+    plan = parse_plan("adavtp:0:0.1-0.5:tau_max=0.5,fastv:3:0.2:own,skip:4+7-9")
+    first, second = plan.stages
+    assert (first.least, first.retention, first.strategy.tau_max) == (0.1, 0.5, 0.5)
+    assert second.strategy.scored_by == "own" and plan.skip == (4, 7, 8, 9)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("depth", [4, 6, 28, 32, 40])
+@pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl"])
+def test_every_method_has_a_plan_for_every_depth(name, depth, kind):
+    """In order, within the model, and the same once it is written out."""
+    if not METHODS[name].steps:
+        refusal(lambda: parse_plan(name, Facts(depth, kind)), "has to be measured.*skip:")
+        return
+    plan = parse_plan(name, Facts(depth, kind))
+    plan.check_depth(depth)
     assert meaning(parse_plan(describe_plan(plan))) == meaning(plan)
 
 
@@ -68,6 +140,13 @@ def test_what_words_cannot_ask_for_is_still_described():
         ("ivr:2:0.5:0.1:7", "has 4 numbers"),
         ("sparse:2:0.5:0.1", "write sparse:layer:retention,"),
         ("freeze:9:0.5", "write freeze:layer,"),
+        ("skip", "'' where a number belongs"),
+        ("skip:3+x", "'x' where a number belongs"),
+        ("fastv", "leaves layers or budgets to the model's size"),
+        ("fastv:2:1/0", "'1/0' where a number belongs"),
+        ("fastv:2:0.5:x=1", "strategy 'fastv' has no parameter 'x': it has scored_by"),
+        ("fastv:2:0.5:0.1", "has 3 numbers"),
+        ("fastv:2:0.1-0.5", "keeps a fixed share"),
         ("ivr:two:0.5", "'two' where a number belongs"),
         ("ivr:2:nan", "'nan' where a number belongs"),
         ("ivr:inf:0.5", "'inf' where a number belongs"),
