@@ -30,7 +30,7 @@ ROWS = {
     "two pictures": grid(0, 0, 3, 3) + grid(1, 0, 4, 5),
     "2 x 2 crops": cropped(0, 2, 2),
     "1 x 2 crops, cut": cropped(0, 1, 2, rows=1),
-    "1 x 2 crops, one row, and a picture": cropped(0, 1, 2, size=3, rows=1) + grid(1, 0, 3, 3),
+    "1 x 2 crops, one row, and a picture": cropped(0, 1, 2, size=3, rows=1) + grid(1, 0, 5, 5),
     "2 x 3 crops, one row of each": cropped(0, 2, 3, rows=3),
     "3 x 3 crops, six cut off": cropped(0, 3, 3, size=3, columns=3),
     "2 x 2 crops, cut at the sides": cropped(0, 2, 2, columns=3),
