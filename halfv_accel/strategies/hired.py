@@ -6,8 +6,11 @@ view (Eq. 1), and each part keeps its tokens of highest attention in a deep laye
 those of highest attention, and several pictures divide a row's budget by their numbers of tokens.
 
 The public code counts the 100 tokens of highest attention in each region in place of Eq. 1's sums, and loses what
-rounding or a full part leaves over; ours sums, and meets the budget by largest remainders. Regions split the whole view
-evenly, as there; the frame that LLaVA-NeXT pads its crops with is not looked at.
+rounding or a full part leaves over; ours sums, and meets the budget by largest remainders. There regions split the
+whole view evenly, though LLaVA-NeXT cuts off what shows no picture; here a token of the whole view counts to the crop
+that shows the same place of the picture, which is the same where nothing is cut off.
+
+Frames of a video look like crops: its first one is taken for the whole.
 """
 
 from __future__ import annotations
@@ -56,6 +59,8 @@ class HiRED:
         return Needs(vision=(("attention", self.vision_layer), ("attention", self.region_layer)), structure=True)
 
     def select(self, view: View, budget: Tensor) -> Tensor:
+        if not view.present.numel():
+            return view.present
         groups, sizes = pictures_and_parts(view.places, view.present)
         regions = _regions(view.places, view.present, groups, sizes)
         held = torch.zeros(sizes.shape, dtype=torch.float64, device=sizes.device)
@@ -79,25 +84,30 @@ class HiRED:
 
 
 def _regions(places: Places, present: Tensor, groups: Tensor, sizes: Tensor) -> Tensor:
-    """The crop that shows the region of each token of a whole view, as in `groups`; anything for other tokens.
+    """The crop that shows the place of each token of a whole view, as in `groups`; anything for other tokens.
 
-    Crops are laid out in rows, and their tokens come row by row of the picture that they make up. So the part falls by
-    the number of crops in a row, less one, wherever a new row of tokens begins.
+    The tokens of all crops stand row by row of the picture that they make up.
     """
-    parts = sizes.shape[2]
-    picture = groups // parts
-    part = (groups % parts).masked_fill(~present, 0)
-    crop = present & (part > 0)
-    falls = (part[:, :-1] - part[:, 1:]) * (crop[:, :-1] & crop[:, 1:] & (picture[:, :-1] == picture[:, 1:]))
+    count = sizes[..., 1:].sum(2)
+    picture, index = groups // sizes.shape[2], torch.arange(present.shape[1], device=present.device).expand_as(groups)
+    crop, whole = (present & mask for mask in (places.part > 0, places.part == 0))
 
-    def largest(values: Tensor, of: Tensor) -> Tensor:
+    def least(values: Tensor, of: Tensor, otherwise: int) -> Tensor:
+        """For each picture, of those of its tokens that are marked."""
+        found = torch.full(count.shape, otherwise, device=count.device)
+        return found.scatter_reduce_(1, picture, values.where(of, otherwise), "amin")
+
+    def each(values: Tensor) -> Tensor:
         """For each token, that of its picture."""
-        found = torch.zeros(sizes.shape[:2], dtype=torch.long, device=sizes.device)
-        return found.scatter_reduce_(1, of, values, "amax").gather(1, picture)
+        return values.gather(1, picture)
 
-    across = 1 + largest(falls, picture[:, 1:])
-    down = (largest(part, picture) - 1) // across + 1
-    whole = present & (part == 0)
-    height, width = (largest((x + 1) * whole, picture).clamp(min=1) for x in (places.row, places.column))
-    region = 1 + places.row * down // height * across + places.column * across // width
-    return picture * parts + region.clamp(0, parts - 1)
+    end = present.shape[1]
+    first = least(index, crop, end)
+    row = each(places.row.gather(1, first.clamp(max=end - 1)))
+    width = (least(index, crop & (places.row != row), end) - first).clamp(min=1)
+    width = torch.minimum(width, count.clamp(min=1))
+    down, across = (1 - least(-x, whole, 0) for x in (places.row, places.column))
+    line = (2 * places.row + 1) * each(count // width) // (2 * each(down))
+    column = (2 * places.column + 1) * each(width) // (2 * each(across))
+    there = each(first) + torch.minimum(line * each(width) + column, each(count) - 1)
+    return torch.where(each(count) > 0, groups.gather(1, there.clamp(0, end - 1)), groups)

@@ -2,8 +2,8 @@
 
 Tokens whose attention in the vision tower is above Q3 + 1.5 (Q3 - Q1) are important (§3.2); evenly spaced ones of the
 others fill the budget. Each kept token then becomes the average, weighted by attention, of itself and the dropped
-tokens whose keys are nearest to its own (§3.3, Algorithm 1: products of keys over all heads). The count can adapt to
-the picture: three evenly spaced tokens for each outlier.
+tokens whose keys are nearest to its own (§3.3; products of keys over all heads). The count can adapt to the picture:
+three evenly spaced tokens for each outlier, which is the public code's stride.
 
 The public code takes the last layer and attention over all heads as one, adds the weighted sum without dividing by
 the weights, and appends one more token for everything that was dropped; ours takes the last but one, the mean over

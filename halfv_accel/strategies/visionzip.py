@@ -1,8 +1,8 @@
 """VisionZip (Yang et al., arXiv 2412.04467): dominant tokens by the tower's attention, contextual ones by merging.
 
-The dominant tokens are those of the highest attention (§3.2). Of the others, evenly spaced ones are targets; each one
+The dominant tokens are those of the highest attention. Of the others, evenly spaced ones are targets; each one
 that is left is given to the target whose key, mean over heads, is most like its own, and a target becomes the average
-of itself and what it was given (§3.3).
+of itself and what it was given.
 
 The public code adds the average of what was given to the target, which doubles the length of a state; ours averages,
 as the paper says. There one of the dominant places is CLS itself, and merging comes before the projector; here a stage

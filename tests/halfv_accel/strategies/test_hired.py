@@ -2,18 +2,27 @@
 
 import math
 from collections import defaultdict
+from fractions import Fraction
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from transformers.models.llava_next import modeling_llava_next as next_model
 
 from halfv_accel import HalfVError
-from halfv_accel.strategies import ClsAttention, HiRED, resolve
+from halfv_accel.adapters import family_of
+from halfv_accel.strategies import ClsAttention, HiRED, Places, resolve
+from halfv_accel.strategies.dividing import pictures_and_parts
+from halfv_accel.strategies.hired import _regions
+from tests.halfv_accel.miniatures import MINIATURES
 from tests.halfv_accel.strategies.cases import agrees, counts_itself, tokens
 from tests.halfv_accel.strategies.pictures import ROWS, cropped, pictured_view
 from tests.halfv_accel.strategies.test_dividing import divided
 
-LAYOUT = {"2 x 2 crops": [(2, 2)], "1 x 2 crops, cut": [(1, 2)], "3 x 1 crops": [(3, 1)]}
-LAYOUT["crops and a picture"] = [(1, 3), None, (2, 2)]
+ACROSS = {"1 x 2 crops, cut": [2], "2 x 3 crops, one row of each": [3], "3 x 3 crops, six cut off": [3]}
+ACROSS |= {"2 x 2 crops": [2], "2 x 2 crops, cut at the sides": [2], "3 x 1 crops": [1]}
+ACROSS |= {"1 x 2 crops, one row, and a picture": [2, None], "crops and a picture": [3, None, 2]}
 SHALLOW = 0
 
 
@@ -50,29 +59,44 @@ def best(places, score, quota):
     return sorted(places, key=lambda token: (-score[token], token))[:quota]
 
 
-def oracle(layouts, whole):
+def shown_by(tokens, across, size):
+    """Which part shows the place (x, y) of the picture, both from 0 to 1: from where crops stand beside each other."""
+    at = {}
+    for part, row, column in tokens:
+        at[(part - 1) // across * size + row, (part - 1) % across * size + column] = part
+    low, high = ([f(place[axis] for place in at) for axis in (0, 1)] for f in (min, max))
+
+    def part(*place):
+        return at[tuple(least + int(x * (most - least + 1)) for x, least, most in zip(place, low, high, strict=True))]
+
+    return part
+
+
+def oracle(across, whole):
     def choose(view, kept):
         shallow, deep = mean_heads(view.vision("attention", 0)), mean_heads(view.vision("attention", -2))
-        pictures = defaultdict(lambda: defaultdict(list))
         fields = [x[0].tolist() for x in (view.places.picture, view.places.part, view.places.row, view.places.column)]
-        for token, (picture, part, _, _) in enumerate(zip(*fields, strict=True)):
+        pictures = defaultdict(lambda: defaultdict(list))
+        for token, (picture, part) in enumerate(zip(*fields[:2], strict=True)):
             pictures[picture][part].append(token)
         many = [sum(map(len, parts.values())) for _, parts in sorted(pictures.items())]
         chosen = []
         for (picture, parts), budget in zip(sorted(pictures.items()), divided(kept, many, many), strict=True):
-            crops = [parts[part] for part in sorted(parts) if part]
-            sizes = [len(crop) for crop in crops]
+            crops = sorted(part for part in parts if part)
+            sizes = [len(parts[part]) for part in crops]
             share = min(max(math.floor(whole * budget + 1e-9), budget - sum(sizes)), len(parts[0]))
-            held = [0.0] * len(crops)
+            held = dict.fromkeys(crops, 0.0)
             if crops:
-                down, across = layouts[picture]
-                rows, columns = (1 + max(fields[i][token] for token in parts[0]) for i in (2, 3))
+                side = math.isqrt(len(parts[0]))
+                tokens = [[field[token] for field in fields[1:]] for part in crops for token in parts[part]]
+                shown = shown_by(tokens, across[picture], side)
                 for token in parts[0]:
-                    region = fields[2][token] * down // rows * across + fields[3][token] * across // columns
-                    held[region] += shallow[token]
+                    place = (Fraction(2 * fields[axis][token] + 1, 2 * side) for axis in (2, 3))
+                    held[shown(*place)] += shallow[token]
             chosen += best(parts[0], deep, share)
-            for crop, quota in zip(crops, divided(budget - share, held, sizes), strict=True):
-                chosen += best(crop, deep, quota)
+            quotas = divided(budget - share, list(held.values()), sizes)
+            for part, quota in zip(crops, quotas, strict=True):
+                chosen += best(parts[part], deep, quota)
         return chosen
 
     return choose
@@ -83,7 +107,7 @@ def oracle(layouts, whole):
 @pytest.mark.parametrize("seed", range(3))
 def test_it_equals_the_oracle(name, whole, seed):
     for kept in sorted({0, 1, 2, 7, len(ROWS[name]) // 2, len(ROWS[name]) - 1, len(ROWS[name])}):
-        agrees(HiRED(whole), layered([name], seed=seed), [kept], oracle(LAYOUT.get(name), whole))
+        agrees(HiRED(whole), layered([name], seed=seed), [kept], oracle(ACROSS.get(name), whole))
 
 
 @pytest.mark.parametrize("coarse", [False, True], ids=["distinct", "ties"])
@@ -123,3 +147,32 @@ def test_parameters_are_checked(wrong):
     assert resolve("hired") == HiRED(0.5, -2, 0)
     with pytest.raises(HalfVError, match=f"{next(iter(wrong))} is"):
         HiRED(**wrong)
+
+
+NEXT = MINIATURES["llava-next-mistral"].build()
+PINPOINTS = [[(1, 2), (2, 1)], [(2, 2), (1, 2), (2, 1), (1, 3), (3, 1)], [(3, 3), (2, 3), (2, 2)]]
+
+
+@pytest.mark.parametrize("layouts", PINPOINTS, ids=str)
+@settings(deadline=None, max_examples=40)
+@given(size=st.tuples(st.integers(1, 200), st.integers(1, 200)))
+def test_pictures_of_any_shape_are_found_in_the_models_own_packing(layouts, size):
+    """Where crops stand, transformers says; what unpadding leaves of them, the adapter."""
+    model = NEXT
+    config = model.config
+    side = config.vision_config.image_size
+    config.image_grid_pinpoints = [[side * down, side * across] for down, across in layouts]
+    table = family_of(model)._picture(torch.tensor(size), "default").table
+    table = table[table[:, 1] >= 0][:, :3]
+    assume(bool((table[:, 0] > 0).any()))  # nothing is left of crops of a picture that is far too narrow
+    shape = next_model.get_anyres_image_grid_shape(torch.tensor(size), config.image_grid_pinpoints, side)
+
+    whole = table[table[:, 0] == 0].tolist()
+    shown = shown_by(table[table[:, 0] > 0].tolist(), int(shape[1]), math.isqrt(len(whole)))
+    fields = [x[None] for x in table.T]
+    places = Places(torch.zeros_like(fields[0]), *fields, torch.zeros_like(fields[0]).bool())
+    present = torch.ones_like(places.separator)
+    regions = _regions(places, present, *pictures_and_parts(places, present))[0]
+    n = 2 * math.isqrt(len(whole))
+    expected = [shown(Fraction(2 * row + 1, n), Fraction(2 * column + 1, n)) for _, row, column in whole]
+    assert regions[: len(whole)].tolist() == expected
