@@ -14,7 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from halfv_accel.strategies.farthest_points import farthest_points, plain_float32
+from halfv_accel.strategies.cosines import products
+from halfv_accel.strategies.farthest_points import farthest_points
 from halfv_accel.strategies.greedy import directions
 from halfv_accel.strategies.protocol import Needs, Separators, Sizes, View
 from halfv_accel.strategies.registry import register
@@ -60,11 +61,10 @@ def _most_distant(states: Tensor, present: Tensor) -> Tensor:
     vectors, width = directions(states), present.shape[1]
     nearest = torch.full(present.shape, -torch.inf, device=states.device)
     index = torch.arange(width, device=states.device)
-    with torch.autocast(states.device.type, enabled=False), plain_float32():
-        for part in index.split(max(1, CHUNK // width)):
-            cosines = vectors[:, part] @ vectors.mT
-            cosines.masked_fill_(~present[:, None] | (part[:, None] == index), -torch.inf)
-            cosines.masked_fill_(~present[:, part, None], -torch.inf)
-            nearest[:, part] = torch.maximum(nearest[:, part], cosines.amax(dim=2))
-            torch.maximum(nearest, cosines.amax(dim=1), out=nearest)
+    for part in index.split(max(1, CHUNK // width)):
+        cosines = products(vectors[:, part], vectors.mT)
+        cosines.masked_fill_(~present[:, None] | (part[:, None] == index), -torch.inf)
+        cosines.masked_fill_(~present[:, part, None], -torch.inf)
+        nearest[:, part] = torch.maximum(nearest[:, part], cosines.amax(dim=2))
+        torch.maximum(nearest, cosines.amax(dim=1), out=nearest)
     return nearest.masked_fill_(~present, torch.inf).argmin(dim=1, keepdim=True)

@@ -15,9 +15,11 @@ from halfv_accel.strategies import (
     ErankVisPruner,
     Merging,
     VisPruner,
+    erank_divprune,
     needs_of,
     resolve,
 )
+from halfv_accel.strategies.cosines import cosines
 from tests.halfv_accel.strategies.cases import BUDGETS, agrees, counts_itself, merged_alike, tokens
 from tests.halfv_accel.strategies.greedy_oracles import rows, top
 from tests.halfv_accel.strategies.test_adavtp import mean_attention, slow_rank
@@ -168,6 +170,19 @@ def test_what_makes_no_sense_is_refused(method, options):
         method(**options)
     with pytest.raises(HalfVError, match="per_round is"):
         replace(ErankVisPruner(), per_round=0)
+
+
+def test_rounding_does_not_part_two_tokens_that_are_nearest_to_each_other(monkeypatch):
+    def rounded(some, others):
+        table = cosines(some, others)
+        return table + table.new_full(table.shape[1:], 1e-6).triu(1)
+
+    view = random_view((4,), (1,))
+    view.states = torch.tensor([[[1.0, 0.02], [-1.0, 0.6], [-0.6, 1.0], [1.0, 0.01]]])
+    strategy = ErankDivPrune(important=0.0, slope=0.0)
+    assert tokens(strategy.select(view, torch.tensor([1]))) == [[1]]
+    monkeypatch.setattr(erank_divprune, "cosines", rounded)
+    assert tokens(strategy.select(view, torch.tensor([1]))) == [[1]]
 
 
 def test_equal_tokens_are_chosen_in_their_order():
