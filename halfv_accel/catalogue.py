@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from halfv_accel.methods import METHODS, Facts, Method
+from halfv_accel.methods import Facts, Method
 from halfv_accel.plan import Plan
 from halfv_accel.plan_text import describe_plan
+from halfv_accel.published import METHODS
 from halfv_accel.strategies import STRATEGIES, Adaptive, Merging, Needs, Strategy, needs_of
 
 KNOWN_FAMILIES = "LLaVA, LLaVA-NeXT, Video-LLaVA, Qwen2-VL, Qwen2.5-VL, Qwen3-VL"

@@ -24,8 +24,9 @@ from fractions import Fraction
 from typing import Any
 
 from halfv_accel.errors import HalfVError
-from halfv_accel.methods import METHODS, Facts, Method
+from halfv_accel.methods import Facts, Method
 from halfv_accel.plan import Plan, Stage, Then
+from halfv_accel.published import METHODS
 from halfv_accel.strategies import STRATEGIES, AnchorCover, KeepNone, LastTokenAttention, Strategy
 
 EXAMPLE = "ivr:2:0.25,sparse:21:0.05"

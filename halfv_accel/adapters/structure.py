@@ -70,10 +70,10 @@ class Structure:
             False for padding, which shows nothing.
         """
         found = {field.name: getattr(self.places, field.name).gather(1, index) for field in fields(Places)}
-        found["separator"] = found["separator"] & present
-        numbers = {name: part.masked_fill(~present, -1) for name, part in found.items() if name != "separator"}
+        flags = {name: part & present for name, part in found.items() if part.dtype == torch.bool}
+        numbers = {name: part.masked_fill(~present, -1) for name, part in found.items() if name not in flags}
         source = self.source.gather(1, index).masked_fill(~present, -1)
-        return Structure(Places(**{**found, **numbers}), source, self.sources)
+        return Structure(Places(**{**flags, **numbers}), source, self.sources)
 
 
 def structure_of(family: Family, input_ids: Tensor, arguments: Mapping[str, Any]) -> Structure:
@@ -101,7 +101,8 @@ def structure_of(family: Family, input_ids: Tensor, arguments: Mapping[str, Any]
     first, part, row, column, source = laid.repeat_interleave(copies, dim=0).unbind(-1)
     visual = first >= 0
     picture = (first == 1).cumsum(1).sub(1).masked_fill(~visual, -1)
-    places = Places(picture, part, row, column, visual & (row < 0))
+    videos = family.visual_positions(input_ids, carried & {"video"})
+    places = Places(picture, part, row, column, visual & (row < 0), visual & videos)
     return Structure(places, source, sum(picture.sources for group in pictures for picture in group))
 
 

@@ -15,7 +15,7 @@ Frames of a video look like crops: its first one is taken for the whole.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -61,11 +61,13 @@ class HiRED:
     def select(self, view: View, budget: Tensor) -> Tensor:
         if not view.present.numel():
             return view.present
-        groups, sizes = pictures_and_parts(view.places, view.present)
-        regions = _regions(view.places, view.present, groups, sizes)
+        places = view.places
+        places = replace(places, part=places.part.masked_fill(places.video, 0))  # frames are no crops of a whole
+        groups, sizes = pictures_and_parts(places, view.present)
+        regions = _regions(places, view.present, groups, sizes)
         held = torch.zeros(sizes.shape, dtype=torch.float64, device=sizes.device)
         shallow = attention_scores(view, self.region_layer).double().masked_fill(~view.present, 0)
-        held.flatten(1).scatter_add_(1, regions, shallow * (view.places.part == 0))
+        held.flatten(1).scatter_add_(1, regions, shallow * (places.part == 0))
         quotas = self._quotas(budget, sizes, held)
         deep = attention_scores(view, self.vision_layer)
         return top_k_in_groups(deep, groups, quotas.flatten(1), view.present)

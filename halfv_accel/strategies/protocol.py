@@ -66,6 +66,8 @@ class Places:
         In the grid of the part, from 0; -1 for separators.
     separator : (B, V) bool Tensor
         Tokens that show nothing, such as LLaVA-NeXT's line ends and Video-LLaVA's CLS.
+    video : (B, V) bool Tensor
+        Tokens of videos, whose parts are frames and not crops.
     """
 
     picture: Tensor
@@ -73,6 +75,7 @@ class Places:
     row: Tensor
     column: Tensor
     separator: Tensor
+    video: Tensor
 
 
 class View(Protocol):

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from halfv_accel import HalfVError, Plan, Stage, halfv_plan
 from halfv_accel.bench import describe_plan, parse_plan
-from halfv_accel.methods import METHODS, Facts
+from halfv_accel.methods import Facts
 from halfv_accel.plan_document import PlanDocument
+from halfv_accel.published import METHODS
 from halfv_accel.strategies import STRATEGIES, Adaptive, AnchorCover, KeepNone, LastTokenAttention
 
 from .refusing import refusal

@@ -48,5 +48,5 @@ def pictured_view(names, seed=0, coarse=False):
     for index, row in enumerate(rows):
         if row:
             fields[:, index, : len(row)] = torch.tensor(row).T
-    view.places = Places(*fields, torch.zeros_like(view.present))
+    view.places = Places(*fields, torch.zeros_like(view.present), torch.zeros_like(view.present))
     return view

@@ -103,7 +103,7 @@ def grid(*parts):
     """One row of parts, each (picture, part, rows, columns)."""
     cells = [(n, part, r, c) for n, part, rows, columns in parts for r in range(rows) for c in range(columns)]
     columns = [torch.tensor([values]) for values in zip(*cells, strict=True)]
-    return Places(*columns, torch.zeros_like(columns[0]).bool()), cells
+    return Places(*columns, *[torch.zeros_like(columns[0]).bool()] * 2), cells
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -15,10 +16,12 @@ from halfv_accel.adapters import family_of
 from halfv_accel.strategies import ClsAttention, HiRED, Places, resolve
 from halfv_accel.strategies.dividing import pictures_and_parts
 from halfv_accel.strategies.hired import _regions
+from halfv_accel.strategies.ranking import top_k_mask
 from tests.halfv_accel.miniatures import MINIATURES
 from tests.halfv_accel.strategies.cases import agrees, counts_itself, tokens
 from tests.halfv_accel.strategies.pictures import ROWS, cropped, pictured_view
 from tests.halfv_accel.strategies.test_dividing import divided
+from tests.halfv_accel.strategies.views import random_view
 
 ACROSS = {"1 x 2 crops, cut": [2], "2 x 3 crops, one row of each": [3], "3 x 3 crops, six cut off": [3]}
 ACROSS |= {"2 x 2 crops": [2], "2 x 2 crops, cut at the sides": [2], "3 x 1 crops": [1]}
@@ -170,9 +173,17 @@ def test_pictures_of_any_shape_are_found_in_the_models_own_packing(layouts, size
     whole = table[table[:, 0] == 0].tolist()
     shown = shown_by(table[table[:, 0] > 0].tolist(), int(shape[1]), math.isqrt(len(whole)))
     fields = [x[None] for x in table.T]
-    places = Places(torch.zeros_like(fields[0]), *fields, torch.zeros_like(fields[0]).bool())
+    places = Places(torch.zeros_like(fields[0]), *fields, *[torch.zeros_like(fields[0]).bool()] * 2)
     present = torch.ones_like(places.separator)
     regions = _regions(places, present, *pictures_and_parts(places, present))[0]
     n = 2 * math.isqrt(len(whole))
     expected = [shown(Fraction(2 * row + 1, n), Fraction(2 * column + 1, n)) for _, row, column in whole]
     assert regions[: len(whole)].tolist() == expected
+
+
+def test_frames_are_no_crops():
+    """A video is one picture: the highest attention of all its frames."""
+    view = random_view(counts=(12,), texts=(3,))
+    view.places = replace(view.places, part=view.places.row, video=view.present)
+    attention = view.vision("attention").mean(1)
+    assert torch.equal(HiRED().select(view, torch.tensor([5])), top_k_mask(attention, view.present, torch.tensor([5])))

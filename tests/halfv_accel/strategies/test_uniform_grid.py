@@ -68,7 +68,7 @@ def holed(draw):
 def test_grids_with_holes_too(case):
     places, kept = case
     view = random_view((len(places),), (2,))
-    view.places = Places(*torch.tensor(places).T[:, None], torch.zeros_like(view.present))
+    view.places = Places(*torch.tensor(places).T[:, None], *[torch.zeros_like(view.present)] * 2)
     agrees(UniformGrid(), view, [kept], oracle)
 
 

@@ -93,7 +93,7 @@ def random_view(counts=(12, 9, 0, 16), texts=(5, 3, 4, 6), seed=0, columns=4, co
     index = torch.arange(v).expand(batch, -1)
     none = torch.where(present, 0, -1)
     shows = [torch.where(present, x, -1) for x in (index // columns, index % columns)]
-    places = Places(none, none.clone(), *shows, torch.zeros_like(present))
+    places = Places(none, none.clone(), *shows, torch.zeros_like(present), torch.zeros_like(present))
     visible = present[:, None].float()
     signals = {
         "last": numbers(batch, v, positive=True) * present,
