@@ -137,7 +137,13 @@ def _details(result: Answer) -> list[str]:
     for stage in result.stages:
         what = "frozen" if stage.then == "freeze" else f"{stage.after} kept"
         steps.append(f"{what} from layer {stage.layer} ({stage.name})")
-    lines = [" -> ".join(steps), f"prefill FLOPs of the decoder: {result.flops_ratio:.0%} of untouched"]
+    if result.skipped:
+        steps.append(f"not updated in layers {', '.join(map(str, result.skipped))}")
+    lines = [
+        " -> ".join(steps),
+        f"visual tokens that a decoder layer processes, on average: {result.average_visual_tokens:.1f}",
+        f"prefill FLOPs of the decoder: {result.flops_ratio:.0%} of untouched",
+    ]
     if result.untouched is not None:
         same = "the same answer" if result.untouched.text == result.text else f"answers: {result.untouched.text}"
         lines.append(f"untouched model: {same}")

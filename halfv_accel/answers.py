@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from halfv_accel.engine.report import PrefillReport
 from halfv_accel.engine.run import accelerate
-from halfv_accel.flops import prefill_flops
+from halfv_accel.flops import as_it_ran, prefill_flops
 from halfv_accel.plan import Plan
 
 REPEATS = 5
@@ -40,11 +40,17 @@ class Timed:
 
 @dataclass(frozen=True)
 class Answer:
-    """What ``answer`` found; ``flops_ratio`` is the decoder's prefill arithmetic, accelerated / untouched."""
+    """What ``answer`` found.
+
+    ``flops_ratio`` is the decoder's prefill arithmetic, accelerated / untouched, ``average_visual_tokens`` what a
+    decoder layer processed of them, mean over layers; ``skipped`` layers did not update them.
+    """
 
     text: str
     visual_tokens: int
     stages: tuple[StageCount, ...]
+    average_visual_tokens: float
+    skipped: tuple[int, ...]
     flops_ratio: float
     seconds: float
     repeats: int
@@ -98,6 +104,7 @@ def answer(
     visual = report.visual_tokens[0]
     prompt_text = inputs["input_ids"].shape[1] - visual
     config = model.config.get_text_config()
+    ran = as_it_ran(plan, [stage.after[0] for stage in report.stages])
     return Answer(
         text=text(ids),
         visual_tokens=visual,
@@ -105,7 +112,9 @@ def answer(
             StageCount(done.name, done.layer, planned.then, done.after[0])
             for done, planned in zip(report.stages, plan.stages, strict=False)  # none ran on a prompt without pictures
         ),
-        flops_ratio=prefill_flops(config, visual, prompt_text, plan) / prefill_flops(config, visual, prompt_text),
+        average_visual_tokens=report.average_visual_tokens[0],
+        skipped=tuple(layer for layer, rows in report.skipped if rows[0]),
+        flops_ratio=prefill_flops(config, visual, prompt_text, ran) / prefill_flops(config, visual, prompt_text),
         seconds=seconds,
         repeats=repeats,
         untouched=None if untouched is None else Timed(text(untouched), statistics.median(times["untouched"])),

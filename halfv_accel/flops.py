@@ -12,7 +12,8 @@ counts only pairs that causality allows, with all visual tokens in front of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from halfv_accel.decoder import Decoder, Tower
@@ -20,7 +21,7 @@ from halfv_accel.errors import HalfVError
 from halfv_accel.plan import Plan
 from halfv_accel.strategies import Counted, Sizes
 
-__all__ = ["Decoder", "head_flops", "paper_flops", "prefill_flops", "selection_flops"]
+__all__ = ["Decoder", "as_it_ran", "head_flops", "paper_flops", "prefill_flops", "selection_flops"]
 
 
 def prefill_flops(config: Any, visual: int, text: int, plan: Plan | None = None, *, causal: bool = False) -> int:
@@ -40,6 +41,22 @@ def prefill_flops(config: Any, visual: int, text: int, plan: Plan | None = None,
         _layer_flops(decoder, text + active, frozen, text, causal)
         for active, frozen in _tokens_per_layer(decoder.layers, visual, plan)
     )
+
+
+def as_it_ran(plan: Plan, kept: Sequence[int]) -> Plan:
+    """The plan with the numbers of tokens that its stages left of a row, for counting what really was done.
+
+    Parameters
+    ----------
+    kept : sequence of int
+        Of each stage that ran, as reports have them: strategies that decide themselves may have kept fewer than the
+        most that `prefill_flops` counts beforehand.
+    """
+    stages = (
+        replace(stage, tokens=left, retention=1.0, least=None) if left and stage.least is not None else stage
+        for stage, left in zip(plan.stages, kept, strict=False)
+    )
+    return replace(plan, stages=tuple(stages)) if kept else plan
 
 
 def paper_flops(config: Any, visual: int, text: int, plan: Plan | None = None) -> int:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import difflib
 from fractions import Fraction
 from typing import Any
 
@@ -74,8 +75,12 @@ def describe_plan(plan: Plan | None) -> str:
 def _stages(part: str, what: str, rest: list[str], facts: Facts | None) -> list[Stage]:
     method = METHODS.get(what)
     if what not in ALIASES and method is None and what not in STRATEGIES:
-        names = ", ".join(dict.fromkeys((*ALIASES, "skip", *METHODS, *STRATEGIES)))
-        raise HalfVError(f"plan part '{part}' starts with '{what}': choose one of {names}, for example {EXAMPLE}")
+        close = difflib.get_close_matches(what, (*ALIASES, "skip", *METHODS, *STRATEGIES), n=1)
+        guess = f"did you mean {close[0]}? Else " if close else ""
+        raise HalfVError(
+            f"plan part '{part[:60]}' starts with '{what[:60]}': {guess}choose ivr, sparse, freeze, skip or a method "
+            f"that `halfv methods` lists, for example {EXAMPLE}"
+        )
     if method is not None and not method.steps:
         raise HalfVError(f"which layers {method.title} skips has to be measured on the model: write skip:3+4+9, say")
     if method is not None and not any(rest):
