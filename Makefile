@@ -5,7 +5,7 @@ BIN := .venv/bin
 PACKAGES := halfv_accel halfv_probe halfv_data halfv_cli tiny_vlm
 DEMO := runs/demo
 
-.PHONY: help setup demo test check lint types tiny-vlm accuracy sweep probe-cost bench-cpu bench-gpu schema
+.PHONY: help setup demo test check lint types tiny-vlm accuracy sweep probe-cost bench-cpu bench-gpu kept schema
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -85,6 +85,9 @@ bench-gpu: setup  ## the same on an H200, models of real size (some minutes)
 	$(BENCH)/h200-llava.json --chart reports/bench/h200-llava.png --model llava-next-7b --plan paper
 	$(BENCH)/h200-ragged.json --chart reports/bench/h200-ragged.png --model qwen2.5-vl-7b --plan paper --batch 8 --ragged
 	$(BIN)/python -m halfv_accel.bench.targets reports/bench > reports/bench/targets.md
+
+kept: setup  ## draw what every method keeps of one picture, on the embedded models
+	$(BIN)/python -m tiny_vlm.methods_sheet --out reports/methods
 
 schema: setup  ## export the JSON Schema of profile.json to docs/
 	$(BIN)/python -c "import json, halfv_accel.profile as p; print(json.dumps(p.json_schema(), indent=2))" > docs/profile.schema.json

@@ -23,7 +23,7 @@ def picture(tmp_path):
 
 def test_calibrate_writes_a_profile_that_says_where_it_comes_from(halfv, profile_path):
     profile = Profile.load(profile_path)
-    assert profile.schema_version == "1.3"
+    assert profile.schema_version == "2.0"
     assert profile.model.id == "tiny-qwen2.5-vl"
     assert profile.model.architecture == "Qwen2_5_VLForConditionalGeneration"
     assert profile.calibration.samples == 4
