@@ -23,8 +23,8 @@ from halfv_accel.bench.results import UNTOUCHED, Comparison, Flops, Reading, var
 from halfv_accel.engine.report import Stopwatch
 from halfv_accel.engine.run import Run, accelerate
 from halfv_accel.errors import HalfVError
-from halfv_accel.plan import Plan
-from halfv_accel.strategies import KeepNone, LastTokenAttention, RandomChoice
+from halfv_accel.plan import Plan, Stage
+from halfv_accel.strategies import KeepNone, LastTokenAttention, RandomChoice, Strategy, needs_of
 
 Result = TypeVar("Result")
 ACCELERATED = "accelerated"
@@ -170,22 +170,30 @@ def variants(plan: Plan) -> dict[str, Plan | None]:
     call, as most people write it; with every stage keeping all (what the hooks cost); and with its first choice made by
     attention, as FastV does, or at random (what choosing costs).
     """
-    first, *rest = plan.stages
     compared: dict[str, Plan | None] = {UNTOUCHED: None, ACCELERATED: plan, WITH_BLOCK: plan}
     if plan.keeps_everything:
         return compared  # keeping everything, there is nothing to choose
-    compared["keep all"] = replace(plan, stages=tuple(replace(stage, **_everything(stage)) for stage in plan.stages))
-    if not isinstance(first.strategy, KeepNone):
-        for name, strategy in (("FastV-style", LastTokenAttention()), ("random", RandomChoice())):
-            other = replace(plan, stages=(replace(first, strategy=strategy), *rest))
-            if other not in compared.values():
-                compared[name] = other
+    all_kept = [_everything(stage) for stage in plan.stages]
+    compared["keep all"] = replace(plan, stages=tuple(all_kept or [Stage("all", plan.first, RandomChoice())]), skip=())
+    for name, strategy in (("FastV-style", LastTokenAttention()), ("random", RandomChoice())):
+        other = _chosen_by(plan, strategy)
+        if other is not None and other not in compared.values():
+            compared[name] = other
     return compared
 
 
-def _everything(stage: Any) -> dict[str, Any]:
-    strategy = LastTokenAttention() if isinstance(stage.strategy, KeepNone) else stage.strategy
-    return {"strategy": strategy, "retention": 1.0}
+def _everything(stage: Stage) -> Stage:
+    """The stage, keeping all."""
+    strategy = RandomChoice() if isinstance(stage.strategy, KeepNone) else stage.strategy
+    return Stage(stage.name, stage.layer, strategy, then=stage.then)
+
+
+def _chosen_by(plan: Plan, strategy: Strategy) -> Plan | None:
+    """The plan with its first choice made by another strategy; None where there is none, or that one cannot make it."""
+    first = plan.stages[0] if plan.stages else None
+    if first is None or isinstance(first.strategy, KeepNone) or first.layer < needs_of(strategy).before:
+        return None
+    return replace(plan, stages=(replace(first, strategy=strategy, least=None), *plan.stages[1:]))
 
 
 def interleave(

@@ -187,7 +187,7 @@ def test_half_installed_hooks_unwind(llava, monkeypatch):
     assert len(hooks(llava)) == before
 
 
-@pytest.mark.parametrize("text", [None, "ivr:2:0.5", "ivr:2:0.5,freeze:4", "ivr:1:0.5,sparse:3:0.1", "keep_none:3"])
+@pytest.mark.parametrize("text", [None, "ivr:2:0.5", "ivr:2:0.5,freeze:4", "skip:2+4", "visionzip:0:9,skip:1", "keep_none:3"])
 def test_cache_bytes_equal_a_slow_count(llava, text):
     plan, new = None if text is None else parse_plan(text), 3
     prompt = build_prompt(llava, 50, 8)
@@ -321,14 +321,20 @@ def test_variants_change_what_they_name_and_nothing_else():
         assert compared[name].stages[0].strategy != PLAN.stages[0].strategy
     assert list(variants(parse_plan("freeze:3"))) == NAMES[:4]  # nothing is chosen there
     assert list(variants(parse_plan("random_choice:2:0.5"))) == NAMES[:5]  # it is itself random
+    before = [*NAMES[:4], "random"]  # attention of a layer before there is none
+    assert list(variants(parse_plan("visionzip:0:64,freeze:3"))) == before
+    assert list(variants(parse_plan("adavtp:0:0.1-0.5"))) == before
+    assert list(variants(parse_plan("skip:2+3"))) == list(variants(parse_plan("keep_none:0"))) == NAMES[:4]
 
 
-@pytest.mark.parametrize("text", ["ivr:2:0.5,freeze:4", "ivr:2:0.5,freeze:2", "ivr:1:0.5,sparse:3:0.1", "keep_none:3"])
+@pytest.mark.parametrize("text", ["ivr:2:0.5,freeze:4", "ivr:2:0.5,freeze:2", "skip:2+4", "visionzip:0:9,skip:1", "keep_none:3"])
 def test_keeping_all_changes_nothing(llava, text):
     inputs = build_prompt(llava, 50, 9, batch=2, ragged=True).inputs
     with torch.no_grad():
         untouched = llava(**inputs).logits
-        with accelerate(llava, variants(parse_plan(text))["keep all"]):
+        keep_all = variants(parse_plan(text))["keep all"]
+        assert keep_all.keeps_everything
+        with accelerate(llava, keep_all):
             assert torch.equal(llava(**inputs).logits, untouched)
 
 

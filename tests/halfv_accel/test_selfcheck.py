@@ -187,3 +187,13 @@ def test_the_command_fails_in_one_line(capsys, monkeypatch, tmp_path):
 def test_a_plan_in_use_is_refused():
     with accelerate(MINI.model(), halfv_plan(ivr_layer=1, ivr_retention=0.5)):
         refusal(failures, "accelerated already")
+
+
+def test_a_plan_in_words_is_checked_on_a_checkpoint(capsys):
+    folder = str(tiny_vlm.checkpoint("tiny-llava"))
+    plan = "prumerge:0:0.1-0.4,fastv:3:0.1,skip:5"
+    assert __main__.main([folder, "--device", "cpu", "--dtype", "float32", "--plan", plan]) == 0
+    out = capsys.readouterr().out
+    assert f"{plan}, batch of 2" in out and "HalfV is exact on this" in out
+    assert __main__.main([folder, "--device", "cpu", "--plan", "fastv:70:0.5"]) == 1
+    assert "acts on layer 70" in capsys.readouterr().err
