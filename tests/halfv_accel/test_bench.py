@@ -187,7 +187,9 @@ def test_half_installed_hooks_unwind(llava, monkeypatch):
     assert len(hooks(llava)) == before
 
 
-@pytest.mark.parametrize("text", [None, "ivr:2:0.5", "ivr:2:0.5,freeze:4", "skip:2+4", "visionzip:0:9,skip:1", "keep_none:3"])
+@pytest.mark.parametrize(
+    "text", [None, "ivr:2:0.5", "ivr:2:0.5,freeze:4", "skip:2+4", "visionzip:0:9,skip:1", "keep_none:3"]
+)
 def test_cache_bytes_equal_a_slow_count(llava, text):
     plan, new = None if text is None else parse_plan(text), 3
     prompt = build_prompt(llava, 50, 8)
@@ -196,7 +198,7 @@ def test_cache_bytes_equal_a_slow_count(llava, text):
         kept = 50
         for stage in () if plan is None else plan.stages:
             if stage.layer <= layer and stage.then == "drop":
-                kept = int(50 * stage.retention)
+                kept = stage.tokens or int(50 * stage.retention)
         values += 2 * 4 * 8 * (8 + kept + new - 1)  # keys and values, heads, width of a head; the last token has none
     assert measuring.measure(llava, prompt, measuring.prepared(llava, plan), new).cache_bytes == 4 * values  # float32
 
@@ -327,7 +329,9 @@ def test_variants_change_what_they_name_and_nothing_else():
     assert list(variants(parse_plan("skip:2+3"))) == list(variants(parse_plan("keep_none:0"))) == NAMES[:4]
 
 
-@pytest.mark.parametrize("text", ["ivr:2:0.5,freeze:4", "ivr:2:0.5,freeze:2", "skip:2+4", "visionzip:0:9,skip:1", "keep_none:3"])
+@pytest.mark.parametrize(
+    "text", ["ivr:2:0.5,freeze:4", "ivr:2:0.5,freeze:2", "skip:2+4", "visionzip:0:9,skip:1", "keep_none:3"]
+)
 def test_keeping_all_changes_nothing(llava, text):
     inputs = build_prompt(llava, 50, 9, batch=2, ragged=True).inputs
     with torch.no_grad():
