@@ -99,6 +99,10 @@ class Prefill:
     counts, text : list of int
         Visual tokens that layers process now, and tokens of text, of each row. Numbers live on the host, so that the
         device is waited for once before the forward, and once for each choice of tokens.
+    words, spoken : (B, S) bool Tensor, list of int
+        Tokens of text that strategies see, and how many these are.
+    prompt : (B, S, H) Tensor or None
+        Input of layer 0, where a strategy needs it.
     ends_in_visual : list of bool
         Is a row's last token a visual one?
     packed : list of bool
@@ -130,6 +134,7 @@ class Prefill:
         facts = torch.stack([self.visual.sum(1), real.sum(1), past.sum(1), ends.long(), packed.long()]).tolist()
         self.counts, tokens, earlier, self.ends_in_visual, self.packed = facts
         self.text = [total - seen for total, seen in zip(tokens, self.counts, strict=True)]
+        self.spoken = self.text
         self.past_valid = None if min(earlier) == past.shape[1] else past
         self.valid = None if self.past_valid is None and min(tokens) == real.shape[1] else mask
         self.report = PrefillReport(list(self.counts), len(family.layers))
@@ -137,7 +142,7 @@ class Prefill:
         self._layouts = 0  # how many there have been
         self._skipping: Layout | None = None  # that of skipped layers, beside the present one
         self._home = real.device
-        self._prompt: Tensor | None = None
+        self.prompt: Tensor | None = None  # input of layer 0, where a strategy asks for it
         self._before: LayerInput | None = None
         self._reduced: tuple[Layout, Tensor] | None = None  # that of the layer under way, and its full-length input
 
@@ -170,7 +175,7 @@ class Prefill:
         cos, sin = kwargs["position_embeddings"]
         here = LayerInput(hidden, (cos.to(hidden.device), sin.to(hidden.device)))
         if index == 0 and any(needs_of(stage.strategy).prompt for stage in self.stages):
-            self._prompt = hidden
+            self.prompt = hidden
         for stage in self.stages:
             if stage.layer == index:
                 here = self.run(stage, self._before, here)
@@ -194,6 +199,12 @@ class Prefill:
             return None
         (layout, full), self._reduced = self._reduced, None
         return layout.queries.scatter(full, output)
+
+    def end_prompts_at(self, last: Tensor) -> None:
+        """Say that what stands behind these positions (B,) is no part of the prompts: strategies do not see it."""
+        places = torch.arange(self.words.shape[1], device=self.words.device)
+        self.last, self.words = last, self.words & (places <= last.to(places.device)[:, None])
+        self.spoken = self.words.sum(1).tolist()
 
     def fork(self) -> Prefill:
         """A copy that can take another way from here on."""
@@ -286,10 +297,10 @@ class Prefill:
             shown = (candidates & ~separators).sum(1).tolist()
             if shown != counts:
                 candidates, counts, hidden = candidates & ~separators, shown, separators
-        words = Rows.packed_left(self.words, self.text)
+        words = Rows.packed_left(self.words, self.spoken)
         visual = Rows.packed_left(candidates, counts)
         view = LayerView(
-            self.family, stage.layer, before, here, visual, words, self.last, self.fidelity, self._prompt, self.scene
+            self.family, stage.layer, before, here, visual, words, self.last, self.fidelity, self.prompt, self.scene
         )
         return Choice(stage, view, candidates, counts, hidden)
 

@@ -36,6 +36,10 @@ class Scene:
         """Of some tokens, as `View.vision`; 0 on padding and on separators."""
         return self._signals.at(signal, layer, self._at(visual)).to(visual.index.device)
 
+    def listen(self) -> None:
+        """Take what the towers have said, before they are asked about something else."""
+        _ = self._signals
+
     @cached_property
     def _signals(self) -> VisionSignals:
         """They are there once the towers are through, which is before the first layer and after the forward's begin."""

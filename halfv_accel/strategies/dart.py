@@ -7,7 +7,8 @@ The public code (LightCompress's port) walks through the pivots in the order of 
 pivots) tokens for each of them beside the visual pivots, whatever that adds up to, and looks for text pivots behind the
 picture only. Here visual pivots go first and then the text's, the largest norm first; they count in the budget, the
 rest is shared equally (what does not divide goes to the first pivots), and any text token may be a pivot, since
-pictures may stand anywhere.
+pictures may stand anywhere. Keys are taken without position embedding: it changes their L1 norm, and the choice would
+depend on how much padding stands in front.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Dart:
         return Needs(before=self.scored_by == "previous")
 
     def select(self, view: View, budget: Tensor) -> Tensor:
-        visual_keys, text_keys = view.keys(self.scored_by)
+        visual_keys, text_keys = view.keys(self.scored_by, rotary=False)
         visual = _by_norm(visual_keys, view.present)[:, : self.visual_pivots]
         text = _by_norm(text_keys, view.text_present)[:, : self.text_pivots]
         counts = budget.clamp(max=self.visual_pivots), view.text_present.sum(1).clamp(max=self.text_pivots)

@@ -10,7 +10,7 @@ measured here is what `accelerate` will do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -19,14 +19,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from halfv_accel import HalfVError
-from halfv_accel.adapters import family_of
+from halfv_accel.adapters import Family, family_of
 from halfv_accel.adapters.base import beside
+from halfv_accel.adapters.vision import VisionRecorder
 from halfv_accel.engine import refusals
 from halfv_accel.engine.masks import kernel_of
 from halfv_accel.engine.prefill import Prefill
 from halfv_accel.engine.rows import Rows
+from halfv_accel.engine.scene import Scene, asks_of_pictures, vision_needs
 from halfv_accel.engine.view import LayerInput
-from halfv_accel.plan import Fidelity
+from halfv_accel.plan import Fidelity, Plan
 
 REPLAY_TOLERANCE = 1e-3  # largest difference to the model's own logits, relative to their size; half precision: 5e-2
 
@@ -43,7 +45,9 @@ class Replay:
     wanted : (B, S) bool Tensor, optional
         Positions whose next-token distribution will be asked for; by default each prompt's last token.
     last : (B,) long Tensor, optional
-        The token that visual tokens are scored with; by default the last one that is no padding.
+        Where each prompt ends: the token that visual tokens are scored with. By default the last that is no padding.
+    plans : sequence of Plan
+        Those that will be run: what their strategies ask of the pictures is recorded.
 
     Attributes
     ----------
@@ -70,6 +74,7 @@ class Replay:
         fidelity: Fidelity = "paper",
         wanted: Tensor | None = None,
         last: Tensor | None = None,
+        plans: Sequence[Plan] = (),
     ) -> None:
         self.family = family_of(model)
         self.depth = len(self.family.layers)
@@ -80,14 +85,17 @@ class Replay:
             raise HalfVError(
                 f"attention implementation '{used}' cannot be measured: call model.set_attn_implementation('sdpa')"
             )
-        recording = _Recording(self.family.layers)
+        needs = {need for plan in plans for need in vision_needs(plan)}
+        asked = any(asks_of_pictures(plan) for plan in plans)
+        recording = _Recording(self.family, VisionRecorder(self.family, needs) if asked else None)
         logits = recording.watch(model, self.family.core, inputs)
         self.first, self._kwargs, self._added = recording.first, recording.kwargs, recording.added
         arguments = self.family.core_arguments(*recording.arguments)
-        self.prefill = Prefill.of(self.family, fidelity, kernel, arguments)
+        self.prefill = Prefill.of(self.family, fidelity, kernel, arguments, scene=recording.scene)
+        self.prefill.prompt = self.first
         self._check_added()
         if last is not None:
-            self.prefill.last = last
+            self.prefill.end_prompts_at(last)
         ends = torch.zeros_like(self.prefill.active).scatter(1, self.prefill.last[:, None], True)
         self.wanted = ends if wanted is None else wanted
         self._head = model.get_output_embeddings()
@@ -107,6 +115,7 @@ class Replay:
         """
         if index == self.depth - 1:
             prefill = prefill.fork()
+            prefill.skip = frozenset()  # only wanted rows are processed here, whether the layer is skipped or not
             prefill.keep(prefill.active & self.wanted.to(prefill.active.device), "freeze")
         layer, kwargs = self.family.layers[index], self._kwargs[index]
         states = beside(layer, states)
@@ -177,8 +186,10 @@ class Replay:
 class _Recording:
     """What one forward gave its layers."""
 
-    def __init__(self, layers: nn.ModuleList) -> None:
-        self.layers = layers
+    def __init__(self, family: Family, recorder: VisionRecorder | None) -> None:
+        self.family, self.layers, self.recorder = family, family.layers, recorder
+        self.scene: Scene | None = None
+        self._sized: dict[str, Any] = {}
         self.kwargs: list[dict[str, Any]] = []
         self.added: dict[int, Tensor] = {}
         self.arguments: tuple[tuple, dict[str, Any]] = ((), {})
@@ -193,10 +204,19 @@ class _Recording:
             for layer in self.layers:
                 installed.callback(layer.register_forward_pre_hook(self._before, with_kwargs=True).remove)
                 installed.callback(layer.register_forward_hook(self._after).remove)
-            return model(**inputs, use_cache=False, logits_to_keep=1).logits
+            if self.recorder is None:
+                return model(**inputs, use_cache=False, logits_to_keep=1).logits
+            self.recorder.install(installed)
+            logits = model(**inputs, use_cache=False, logits_to_keep=1).logits
+            self.scene = Scene(self.family.structure(self._sized["input_ids"], self._sized), self.recorder)
+            self.scene.listen()
+            self.recorder.end()
+            return logits
 
     def _core(self, _core: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self.arguments = args, kwargs
+        if self.recorder is not None:
+            self._sized = self.recorder.begin(self.family.core_arguments(args, kwargs))
 
     def _before(self, _layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         states = args[0] if args else kwargs["hidden_states"]

@@ -65,12 +65,16 @@ def run_trials(
     if others:
         raise HalfVError("plans of both fidelities cannot share their layers: run them one after the other")
     extended, wanted, last = with_replies(inputs, replies)
-    replay = Replay(model, extended, fidelity, wanted, last)
+    replay = Replay(model, extended, fidelity, wanted, last, plans)
     check_prompt(ends_in_visual(replay.prefill.visual, last).tolist())
     for plan in plans:
         plan.check_depth(replay.depth)
     walk = _Walk(replay, len(plans))
-    walk.down(0, replay.first, None, replay.prefill, [(index, plan.stages) for index, plan in enumerate(plans)])
+    for skip in dict.fromkeys(plan.skip for plan in plans):  # what layers skip, their plans cannot share
+        prefill = replay.prefill.fork()
+        prefill.skip = frozenset(skip)
+        branches = [(index, plan.stages) for index, plan in enumerate(plans) if plan.skip == skip]
+        walk.down(0, replay.first, None, prefill, branches)
     return Outcomes(walk.same, walk.kl)
 
 

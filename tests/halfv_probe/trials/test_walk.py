@@ -12,6 +12,7 @@ from halfv_accel import HalfVError, accelerate, halfv_plan
 from halfv_probe.trials.replies import Replies, greedy_replies
 from halfv_probe.trials.walk import run_trials
 from tests.halfv_accel.miniatures import LAYERS, MINIATURES
+from tests.halfv_accel.test_matrix import PLANS as EVERY
 from tests.halfv_probe.measures.test_replay import most_states_held
 
 REPLY = 4
@@ -183,3 +184,10 @@ def test_a_layer_that_the_model_does_not_have_is_refused():
     mini = MINIATURES["llava"]
     with pytest.raises(HalfVError, match=f"layer {LAYERS}.*choose a layer"):
         trials(mini, rows_of(mini)[:1], [REPLY], [prune(LAYERS)])
+
+
+@pytest.mark.parametrize("name", ["llava-next-mistral", "qwen3-vl", "video-llava"])
+def test_plans_of_every_method_share_one_walk(name):
+    """Whatever they ask of the tower, the pictures or the prompt, merge or skip: a reply behind it is not for them."""
+    mini = MINIATURES[name]
+    are_what_accelerate_does(mini, rows_of(mini)[:2], [2, 1], list(EVERY.values()))
