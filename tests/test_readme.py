@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from halfv_accel import KNOWN_MODELS
+from halfv_accel import KNOWN_MODELS, plan_document, profile
 from halfv_accel.bench import targets
 from halfv_accel.names import ALIASES, MODELS
-from halfv_accel.profile import Profile, json_schema
+from halfv_accel.profile import Profile
 from halfv_accel.selfcheck.__main__ import main as selfcheck
 from halfv_cli.main import main
 from halfv_data import scenes
@@ -74,9 +74,10 @@ def test_links_lead_somewhere():
         assert (ROOT / target).exists(), target
 
 
-def test_exported_schema_is_the_profile_s_own():
-    exported = json.loads((ROOT / "docs" / "profile.schema.json").read_text())
-    assert exported == json_schema(), "write it anew: make schema"
+@pytest.mark.parametrize(("name", "document"), [("profile", profile), ("plan", plan_document)])
+def test_exported_schemas_are_the_documents_own(name, document):
+    exported = json.loads((ROOT / "docs" / f"{name}.schema.json").read_text())
+    assert exported == document.json_schema(), "write it anew: make schema"
 
 
 def test_the_table_of_speed_is_that_of_the_reports():
