@@ -105,7 +105,7 @@ def _words(needs: Needs) -> list[str]:
     if needs.before:
         found.append("the layer before")
     if needs.prompt:
-        found.append("layer 0")
+        found.append("the prompt at layer 0")
     if needs.structure:
         found.append("picture structure")
     return found

@@ -1,10 +1,8 @@
 """Strategies of other packages: really built, installed and found, in a process of their own."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,9 +13,9 @@ from halfv_accel.plan_text import parse_plan
 from halfv_accel.strategies import FastV, register
 from halfv_accel.strategies.registry import StrategyRegistry
 from tests.halfv_accel.refusing import refusal
+from tests.plug_ins import halfv, install
 
 ROOT = Path(__file__).parents[3]
-CLI = "from halfv_cli.main import run_and_exit; run_and_exit()"
 GOOD = """
 from dataclasses import dataclass
 from typing import ClassVar
@@ -82,22 +80,14 @@ def installed(tmp_path_factory):
         lines = "\n".join(f'{key} = "{module}:{value}"' for key, value in entries.items())
         (folder / "pyproject.toml").write_text(PROJECT.format(name=name, module=module, entries=lines))
         (folder / f"{module}.py").write_text(text)
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "--target", str(target), *(str(sources / name) for name in PACKAGES)], check=True)
+    install(target, *(sources / name for name in PACKAGES))
     return target
 
 
 @pytest.fixture(scope="module")
 def theirs(installed):
     """`halfv` with these arguments, in a process that sees the packages."""
-    path = os.pathsep.join([str(installed), *filter(None, [os.environ.get("PYTHONPATH")])])
-
-    def halfv(*arguments):
-        command = [sys.executable, "-c", CLI, *map(str, arguments)]
-        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
-        return done.returncode, done.stdout, done.stderr
-
-    return halfv
+    return partial(halfv, installed)
 
 
 @pytest.fixture
