@@ -44,7 +44,8 @@ def markdown(configs: Mapping[str, Any]) -> str:
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for rows in zip(*map(catalogue, configs.values()), strict=True):
         row, plans = rows[0], [f"`{each['plan']}`" if each["plan"] else "-" for each in rows]
-        name, needs = f"`{row['name']}`: {row['title']}<br>{row['source']}", ", ".join(row["needs"]) or "-"
+        name, known = f"`{row['name']}`: {row['title']}<br>{row['source']}", row["families"] != ANY_FAMILY
+        needs = ", ".join([*row["needs"], *(["a known family"] if known else [])]) or "-"
         cells = (name, ", ".join([row["where"], *row["does"]]), needs, *plans, row["defaults"], row["departs"] or "-")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -66,9 +67,9 @@ def main(path: str) -> None:
 def _method_row(method: Method, facts: Facts) -> dict[str, Any]:
     plan = Plan(method.stages(facts)) if method.steps else None
     row = _row(method.name, method.title, STRATEGIES.build(method.strategy, method.parameters))
-    first = plan.stages[0].layer if plan is not None else 1
+    places = dict.fromkeys("inside" if stage.layer else "before" for stage in plan.stages) if plan else ["inside"]
     return row | {
-        "where": "before the language model" if first == 0 else "inside the language model",
+        "where": f"{' and '.join(places)} the language model",
         "needs": [
             *row["needs"],
             *(["the prompt's text"] if method.reads_text else []),
