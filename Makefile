@@ -5,7 +5,7 @@ BIN := .venv/bin
 PACKAGES := halfv_accel halfv_probe halfv_data halfv_cli tiny_vlm
 DEMO := runs/demo
 
-.PHONY: help setup demo test check lint types tiny-vlm accuracy sweep probe-cost bench-cpu bench-gpu kept schema
+.PHONY: help setup demo test check lint types tiny-vlm accuracy sweep probe-cost bench-cpu bench-gpu kept methods schema
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -89,5 +89,9 @@ bench-gpu: setup  ## the same on an H200, models of real size (some minutes)
 kept: setup  ## draw what every method keeps of one picture, on the embedded models
 	$(BIN)/python -m tiny_vlm.methods_sheet --out reports/methods
 
-schema: setup  ## export the JSON Schema of profile.json to docs/
+methods: setup  ## write the table of docs/methods.md anew
+	$(BIN)/python -m halfv_accel.catalogue docs/methods.md
+
+schema: setup  ## export the JSON Schemas of profile.json and plan.json to docs/
 	$(BIN)/python -c "import json, halfv_accel.profile as p; print(json.dumps(p.json_schema(), indent=2))" > docs/profile.schema.json
+	$(BIN)/python -c "import json, halfv_accel.plan_document as p; print(json.dumps(p.json_schema(), indent=2))" > docs/plan.schema.json

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 
 import typer
@@ -71,6 +72,18 @@ def _explain(error: Exception) -> tuple[str, int]:
     return f"unexpected {type(error).__name__}: {error}; run it again with --debug and report what it prints", 1
 
 
+def _warn(message: Warning | str, *where: object, **more: object) -> None:
+    """HalfV's own warnings are a line on stderr, as its errors are; others stay as Python writes them."""
+    if str(message).startswith("halfv: "):
+        print(" ".join(str(message).split()), file=sys.stderr)
+    else:
+        _PYTHONS(message, *where, **more)  # type: ignore[arg-type]
+
+
+_PYTHONS = warnings.showwarning
+
+
 def run_and_exit() -> None:
     """Entry point of the console script."""
+    warnings.showwarning = _warn
     sys.exit(main())

@@ -69,6 +69,8 @@ class Method:
         Where the defaults come from.
     departs : str
         How public code departs from the paper, and what ours does.
+    reads_text : bool
+        Does the choice depend on what the prompt asks?
     calibrated : bool
         Are its layers or counts to be measured on the model at hand, and the defaults only a start?
     parameters : mapping
@@ -82,6 +84,7 @@ class Method:
     steps: tuple[Step, ...]
     defaults: str
     departs: str = ""
+    reads_text: bool = False
     calibrated: bool = False
     parameters: Mapping[str, Any] = field(default_factory=dict)
     by_family: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
@@ -99,6 +102,12 @@ class Method:
             name = self.name if len(steps) == 1 else f"{self.name} {number}"
             found.append(Stage(name, layer, strategy, step.retention, step.then, step.tokens, step.least))
         return tuple(found)
+
+    @property
+    def strategies(self) -> set[str]:
+        """Names of all that its stages are made of."""
+        steps = (*self.steps, *(step for steps in self.by_family.values() for step in steps))
+        return {self.strategy, *(step.strategy for step in steps if step.strategy is not None)}
 
     @property
     def needs(self) -> Needs:

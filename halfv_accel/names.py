@@ -21,8 +21,10 @@ from halfv_accel.errors import HalfVError
 from halfv_accel.methods import Facts
 from halfv_accel.plan import Plan, halfv_plan
 from halfv_accel.plan_text import EXAMPLE, describe_plan, parse_plan
+from halfv_accel.strategies import STRATEGIES
 
 PAPER = "paper"  # the name of a model's own row of Table 9, wherever a plan is asked for
+STRATEGIES.reserve({PAPER})
 
 
 @dataclass(frozen=True)

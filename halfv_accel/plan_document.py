@@ -113,6 +113,11 @@ class PlanDocument(BaseModel):
         return Plan(stages, self.fidelity, self.min_visual_tokens, self.skip)
 
 
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of plan.json."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **PlanDocument.model_json_schema()}
+
+
 def is_plan(path: str | os.PathLike[str]) -> bool:
     """Does a JSON file hold a plan, and not a profile? A file that cannot be read is neither."""
     try:

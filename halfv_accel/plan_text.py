@@ -34,6 +34,7 @@ EXAMPLE = "ivr:2:0.25,sparse:21:0.05"
 ALIASES = {"ivr": "anchor_cover", "sparse": "last_token_attention", "freeze": "keep_none"}
 MOST_PARTS = 10_000  # of a share that is written as a fraction
 NAMES = {"ivr": "ivr", "sparse": "ssr", "freeze": "ssr"}  # of the stages
+STRATEGIES.reserve({*ALIASES, *METHODS, "skip"})
 
 
 def parse_plan(text: str, facts: Facts | None = None) -> Plan:
@@ -79,7 +80,8 @@ def _stages(part: str, what: str, rest: list[str], facts: Facts | None) -> list[
         guess = f"did you mean {close[0]}? Else " if close else ""
         raise HalfVError(
             f"plan part '{part[:60]}' starts with '{what[:60]}': {guess}choose ivr, sparse, freeze, skip or a method "
-            f"that `halfv methods` lists, for example {EXAMPLE}"
+            f"that `halfv methods` lists, for example {EXAMPLE}, or install "
+            "the package that brings it"
         )
     if method is not None and not method.steps:
         raise HalfVError(f"which layers {method.title} skips has to be measured on the model: write skip:3+4+9, say")

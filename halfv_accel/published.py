@@ -55,6 +55,7 @@ INSIDE = (
         "Table 9: LLaVA-1.5-7B's row, for Qwen Qwen2.5-VL-7B's; " + SCALED + ". `paper` is a model's own row",
         "public code: no 1/sqrt(d) in scores, states behind the final norm (`fidelity=reference` does the same); its "
         "frozen attention is broken",
+        reads_text=True,
         by_family={"qwen": HALFV_QWEN},
     ),
     Method(
@@ -65,6 +66,7 @@ INSIDE = (
         (Step(2, retention=0.5),),
         "its paper (K = 2, R = 50 %); Qwen: Table 10 of the HalfV paper",
         "public code runs layer K - 1 twice, fixes where the picture is, and its mask-only mode saves nothing",
+        reads_text=True,
         by_family={"qwen": (Step(2, retention=QWEN_SINGLE),)},
     ),
     Method(
@@ -85,6 +87,7 @@ INSIDE = (
         _steps(32, (8, 0.5), (16, 0.25), (24, 0.125)),
         "public code, LLaVA-1.5-7B; " + SCALED,
         "public code gives positions anew and refuses left padding; ours keeps positions",
+        reads_text=True,
         parameters={"scored_by": "own"},
     ),
     Method(
@@ -95,6 +98,7 @@ INSIDE = (
         _steps(32, (2, 300 / 576), (6, 200 / 576), (15, 110 / 576)),
         "public code, LLaVA-1.5-7B at 192 tokens on average; " + SCALED + ". lambda of the adaptive count is ours",
         "public code never looks at the rank, adds recycled tokens to the budget and gives positions anew",
+        reads_text=True,
     ),
     Method(
         "fitprune",
@@ -104,6 +108,7 @@ INSIDE = (
         (Step(2, retention=LLAVA_SINGLE),),
         "one stage as in Table 10 of the HalfV paper; its own counts for every layer come from a calibration",
         "public code takes the largest head of each query, which needs the dense map; ours takes it of the mean",
+        reads_text=True,
         calibrated=True,
         by_family={"qwen": (Step(2, retention=QWEN_SINGLE),)},
     ),
@@ -115,6 +120,7 @@ INSIDE = (
         (Step(5, 32, 0.222),),
         "LightCompress's port, LLaVA-1.5-7B; " + SCALED,
         "public code depends on the order of a set, and keeps another number than was asked for",
+        reads_text=True,
     ),
     Method(
         "btp",
@@ -124,6 +130,7 @@ INSIDE = (
         BTP_LLAVA,
         "public code, LLaVA-1.5-7B and Qwen2.5-VL-7B; " + SCALED,
         "public code's three sets overlap by chance, so that no budget is exact; ours fills up by farthest points",
+        reads_text=True,
         by_family={"qwen": BTP_QWEN},
     ),
     Method(
@@ -144,6 +151,7 @@ INSIDE = (
         (Step(16, 32, 1 / 3),),
         "half of the depth (its K of LLaVA and of Qwen); " + SCALED,
         "no public code was seen; the flow of saliency only motivates K",
+        reads_text=True,
     ),
 )
 E32 = 64 / 576
@@ -156,6 +164,7 @@ BEFORE = (
         (Step(0, retention=1 / 6), Step(16, 32, 1 / 18, strategy="infoprune_mid")),
         "R1 = 16.7 %, R2 = a third of these (its Table 4); " + SCALED,
         "no public code was seen; saturation and inertia have no value in the paper",
+        reads_text=True,
         by_family={
             "qwen": (
                 Step(0, retention=1 / 6, parameters={"pool": 3.0}),
@@ -246,6 +255,7 @@ BEFORE = (
         "64 of LLaVA-1.5's 576 tokens, as a share",
         "relevance from the projected features and the prompt's embeddings, as openvino.genai does without a text "
         "tower; scaled in each row and not over the batch",
+        reads_text=True,
     ),
     Method(
         "adavtp",

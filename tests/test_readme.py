@@ -2,24 +2,20 @@
 
 import json
 import re
-import shlex
-from pathlib import Path
 
 import pytest
 
-from halfv_accel import KNOWN_MODELS
+from halfv_accel import plan_document, profile
 from halfv_accel.bench import targets
 from halfv_accel.names import ALIASES, MODELS
-from halfv_accel.profile import Profile, json_schema
-from halfv_accel.selfcheck.__main__ import main as selfcheck
-from halfv_cli.main import main
+from halfv_accel.profile import Profile
 from halfv_data import scenes
+from tests.pages import ROOT, blocks, run_block
 from tiny_vlm import NAMES
 from tiny_vlm.evaluate import Scores, table
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, flags=re.S)
+BLOCKS = blocks(README)
 
 
 @pytest.fixture(scope="module")
@@ -39,29 +35,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("index", range(len(BLOCKS)))
 def test_block(index, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    language, code = BLOCKS[index]
-    if language == "python":
-        exec(compile(code, f"README.md block {index}", "exec"), {"__name__": "__readme__"})
-        return
-    for line in code.splitlines():
-        command = shlex.split(line, comments=True)
-        if command[:1] == ["make"]:
-            assert re.search(rf"^{command[1]}:", (ROOT / "Makefile").read_text(), flags=re.M), line
-        elif command[:1] == ["halfv"]:
-            run_command(command[1:], line, capsys)
-        elif command[:3] == ["python", "-m", "halfv_accel.selfcheck"]:
-            assert selfcheck([str(ROOT / command[3])]) == 0
-        else:
-            assert not command or command[0] in ("pip", "git", "cd"), f"README shows a command nobody tests: {line}"
-
-
-def run_command(arguments, line, capsys):
-    named = next((KNOWN_MODELS[word] for word in arguments if word in KNOWN_MODELS), None)
-    code = main(arguments)
-    if named is None:
-        assert code == 0, capsys.readouterr().err
-    else:  # weights that no test machine has: the right ones must be asked for
-        assert code == 1 and named in capsys.readouterr().err, line
+    run_block(*BLOCKS[index], capsys)
 
 
 def test_every_name_of_a_model_is_listed():
@@ -74,9 +48,10 @@ def test_links_lead_somewhere():
         assert (ROOT / target).exists(), target
 
 
-def test_exported_schema_is_the_profile_s_own():
-    exported = json.loads((ROOT / "docs" / "profile.schema.json").read_text())
-    assert exported == json_schema(), "write it anew: make schema"
+@pytest.mark.parametrize(("name", "document"), [("profile", profile), ("plan", plan_document)])
+def test_exported_schemas_are_the_documents_own(name, document):
+    exported = json.loads((ROOT / "docs" / f"{name}.schema.json").read_text())
+    assert exported == document.json_schema(), "write it anew: make schema"
 
 
 def test_the_table_of_speed_is_that_of_the_reports():

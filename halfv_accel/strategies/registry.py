@@ -1,7 +1,7 @@
 """The names under which strategies are found.
 
 Packages of others add theirs by an entry point in the group `halfv.strategies`, whose name is the strategy's and whose
-value is the class. They are looked for when a name is asked for, and not before.
+value is the class. They are looked for when a name is asked for, and not before. HalfV's own names stay HalfV's.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import dataclasses
 import difflib
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from halfv_accel.errors import HalfVError
-from halfv_accel.strategies.protocol import Strategy
+from halfv_accel.strategies.protocol import Strategy, needs_of
 
 Class = TypeVar("Class", bound=type)
 GROUP = "halfv.strategies"
@@ -26,6 +26,7 @@ class StrategyRegistry:
 
     def __init__(self) -> None:
         self._classes: dict[str, type] = {}
+        self._reserved: set[str] = set()
         self._looked = False  # for the packages of others
 
     def __iter__(self) -> Iterator[str]:
@@ -49,6 +50,10 @@ class StrategyRegistry:
             return cls
 
         return add
+
+    def reserve(self, words: Iterable[str]) -> None:
+        """Keep words free that mean something else where a plan is written; strategies that have them keep them."""
+        self._reserved.update(set(words) - set(self._classes))
 
     def resolve(self, strategy: Strategy | str) -> Strategy:
         """The strategy itself, or the registered one of that name with its default parameters."""
@@ -95,12 +100,15 @@ class StrategyRegistry:
             return
         self._looked = True
         for entry in entry_points(group=GROUP):
+            before = dict(self._classes)
             try:
                 cls = entry.load()
                 if self._classes.get(entry.name) is not cls:  # it may have registered itself
                     self._check(entry.name, cls)
-                    self._classes[entry.name] = cls
-            except Exception as error:  # whatever a stranger's import can raise
+                needs_of(cls())  # defaults that are refused would break every list of strategies
+                self._classes[entry.name] = cls
+            except (Exception, SystemExit) as error:  # whatever a stranger's import can raise
+                self._classes = before
                 where = f" of {entry.dist.name}" if entry.dist is not None else ""
                 warnings.warn(
                     f"halfv: strategy '{entry.name}'{where} cannot be used "
@@ -114,6 +122,8 @@ class StrategyRegistry:
             raise HalfVError(f"strategy name {name!r} is not snake_case: use letters, digits and underscores")
         if name in self._classes:
             raise HalfVError(f"strategy '{name}' is registered already: choose another name")
+        if name in self._reserved:
+            raise HalfVError(f"'{name}' means something else in a plan: choose another name")
         if not dataclasses.is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
             raise HalfVError(f"strategy '{name}' is not a frozen dataclass: decorate it with @dataclass(frozen=True)")
         if not callable(getattr(cls, "select", None)):
