@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from halfv_cli.calibrate_methods import MethodName, asked_of, check_options, print_method
 from halfv_cli.data_options import ColumnNames, Config, Data, Images, SkipBad, Split, Turns, reading, told
 from halfv_cli.options import MODEL_HELP, Device, Dtype
 from halfv_cli.progress import progress
@@ -29,7 +30,11 @@ CLOSE_AGREEMENT = 0.9  # below it, the user hears how to trade speed for agreeme
 
 
 def calibrate(
+    context: typer.Context,
     model: Annotated[str, typer.Option(help=MODEL_HELP)],
+    method: Annotated[
+        MethodName, typer.Option(help="Whose plan: HalfV's own, or that of another method that has to be measured.")
+    ] = "halfv",
     data: Data = "default",
     columns: ColumnNames = None,
     images: Images = None,
@@ -46,6 +51,26 @@ def calibrate(
     ] = None,
     target_flops: Annotated[
         float | None, typer.Option(help="Most faithful plan within this share of the prefill FLOPs, e.g. 0.45.")
+    ] = None,
+    max_kl: Annotated[
+        float | None,
+        typer.Option(
+            help="Of vtw: KL of the next token, in nats, that counts as no difference; 0.003.", show_default=False
+        ),
+    ] = None,
+    layers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Of shortv: how many layers skip visual tokens; the share of Table 10 (19 of 32, Qwen 19 of 28).",
+            show_default=False,
+        ),
+    ] = None,
+    retention: Annotated[
+        float | None,
+        typer.Option(
+            help="Of adavtp and erank_*: visual tokens kept / all; the default of `halfv methods`.", show_default=False
+        ),
     ] = None,
     confidence: Annotated[float, typer.Option(help="Of the bound behind --max-drop.")] = 0.99,
     k: Annotated[
@@ -71,19 +96,23 @@ def calibrate(
     out: Annotated[Path, typer.Option(help="Where the profile goes.")] = Path("profile.json"),
 ) -> None:
     """Measure a model and choose where its visual tokens are reduced; writes profile.json."""
+    check_options(context, method)
     goal, eigenvalues = _goal(max_drop, target_flops, confidence), _k(k)
+    other = asked_of(method, max_kl, layers, retention, target_flops)
     from halfv_accel.files import check_writable
     from halfv_accel.settings import Settings
     from halfv_cli.models import lasting_name, open_model
     from halfv_data import fingerprint, load_data
     from halfv_probe.calibration.calibrate import calibrate as measure
     from halfv_probe.calibration.journal import Journal, header
+    from halfv_probe.calibration.measurements import CURVE_SAMPLES
     from halfv_probe.calibration.search import usual_samples
+    from halfv_probe.methods.calibrate import calibrate_method
     from halfv_probe.trials.prompts import Prompts
 
     check_writable(out)
     started = time.perf_counter()
-    wanted = samples or usual_samples(goal)
+    wanted = samples or (usual_samples(goal) if other is None else CURVE_SAMPLES)
     how = reading(columns, images, config, split, turns, skip_bad)
     loaded = load_data(data, wanted, seed, how)
     vlm, processor = open_model(model, device, dtype)
@@ -101,7 +130,7 @@ def calibrate(
         k=eigenvalues,
         goal=goal,
         latency=latency,
-        null_samples=NULL_SAMPLES if _wants_null(vlm, null) else 0,
+        null_samples=NULL_SAMPLES if other is None and _wants_null(vlm, null) else 0,
     )
     if place.exists() and not resume:
         typer.echo(f"note: {place} of an earlier calibration is overwritten; --resume would go on with it", err=True)
@@ -110,7 +139,10 @@ def calibrate(
         with progress() as show:
             prompts = Prompts(processor, usable, vlm.device, batch_size)
             show = _told_first(str(loaded.summary), show)
-            profile = measure(vlm, prompts, settings, journal=journal, progress=show)
+            if other is None:
+                profile = measure(vlm, prompts, settings, journal=journal, progress=show)
+            else:
+                profile = calibrate_method(vlm, prompts, other, settings, journal=journal, progress=show)
     except KeyboardInterrupt:
         typer.echo(f"\ninterrupted; {place} keeps what was measured: the same command with --resume goes on", err=True)
         raise
@@ -118,7 +150,8 @@ def calibrate(
         journal.close()
     profile.save(out)
     journal.remove()
-    _print_choices(profile, out, time.perf_counter() - started)
+    tell = _print_choices if other is None else print_method
+    tell(profile, out, time.perf_counter() - started)
 
 
 def _usable(processor: ProcessorMixin, loaded: Loaded, skip_bad: bool) -> list[Sample]:

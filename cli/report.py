@@ -31,6 +31,7 @@ def report(
 
     loaded = Profile.load(profile)
     check_report_path(out)
+    _ = loaded.halfv  # of another method's profile there is no page: it says so
     pictures: list[TokenMap] = []
     remark = "Not drawn: the page was made with --no-model."
     if not no_model:

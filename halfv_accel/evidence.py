@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from halfv_accel.plan import Fidelity, Plan, SSRMode, halfv_plan
 from halfv_accel.settings import Document, Goal, Share
@@ -135,13 +135,51 @@ class Held(Document):
     )
 
 
-class Evidence(Document):
-    """The measurements behind the choices."""
+class Measured(Document):
+    """What the calibration of another published method was asked and found; what it has no use for is empty.
 
-    k: int = Field(ge=1, description="Eigenvalues in the truncated matrix entropy.")
+    ShortV's KL is `Evidence.layer_kl`, which HalfV measures, too.
+    """
+
+    method: str
+    options: dict[str, Finite] = Field(default_factory=dict, description="What it was asked, by the option's name.")
+    withdrawal_kl: list[Finite] = Field(
+        default_factory=list,
+        description="VTW: KL of the next token when no layer from this one on sees a visual token, by layer, nats.",
+    )
+    withdrawal_agreement: list[Share] = Field(
+        default_factory=list, description="VTW: share of samples whose next token that leaves unchanged, by layer."
+    )
+    text_attention: list[Finite] = Field(
+        default_factory=list,
+        description="FitPrune: attention that visual tokens receive from a text token, each of the head that gives it "
+        "most, summed over them, by layer; mean over samples.",
+    )
+    visual_attention: list[Finite] = Field(
+        default_factory=list, description="FitPrune: the same from a visual token, by layer."
+    )
+    attention_lost: Share | None = Field(
+        default=None, description="FitPrune: alpha, the share of a layer's attention that may go with its tokens."
+    )
+    effective_rank: list[Finite] = Field(
+        default_factory=list,
+        description="AdaVTP: effective rank of each sample's visual tokens in front of the decoder, from singular "
+        "values; their mean is erank_avg.",
+    )
+
+
+class Evidence(Document):
+    """The measurements behind the choices: HalfV's own, or those that another method `measured`."""
+
+    k: int = Field(
+        default=0,
+        ge=0,
+        description="Eigenvalues in the truncated matrix entropy; at least 1 where HalfV was calibrated.",
+    )
     k_source: Literal["elbow", "fixed", "energy"] = "elbow"
     entropy: dict[Curve, list[Finite]] = Field(
-        description="Mean truncated matrix entropy before each layer and after the last, nats.",
+        default_factory=dict,
+        description="Mean truncated matrix entropy before each layer and after the last, nats; HalfV's always has it.",
         json_schema_extra={"required": list(get_args(Curve))},
     )
     entropy_std: dict[Curve, list[Finite]] = Field(
@@ -212,6 +250,22 @@ class Evidence(Document):
     stable: bool = Field(
         default=True, description="Does the curve show three stages? If not, the plan is a cautious fallback."
     )
+    measured: Measured | None = Field(default=None, description="Absent where HalfV's own method was calibrated.")
+
+    @model_validator(mode="after")
+    def _says_what_was_measured(self) -> Evidence:
+        needed = {"k": self.k, "entropy": self.entropy}
+        missing = [name for name, value in needed.items() if not value]
+        if self.measured is None and missing:
+            raise ValueError(f"{' and '.join(missing)} is missing")
+        return self
+
+    def unsaid(self) -> set[str]:
+        """Fields that a file leaves out: of another method's evidence, all that its calibration has no word on."""
+        if self.measured is None:
+            return {"measured"}
+        fields = type(self).model_fields.items()
+        return {name for name, field in fields if getattr(self, name) == field.get_default(call_default_factory=True)}
 
     @field_validator("entropy")
     @classmethod
@@ -254,3 +308,6 @@ class Evidence(Document):
         for field in ("layer_kl", "suffix_kl", "suffix_agreement", "attention_to_visual"):
             if getattr(self, field):
                 yield field, getattr(self, field), layers
+        for field in ("withdrawal_kl", "withdrawal_agreement", "text_attention", "visual_attention"):
+            if getattr(self.measured, field, []):
+                yield f"measured.{field}", getattr(self.measured, field), layers

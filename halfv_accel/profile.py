@@ -134,7 +134,8 @@ class Profile(Document):
         """Write the profile at once or not at all: a reader never sees half a file."""
         document = replace(self.plan(), min_visual_tokens=0)
         whole = self.model_copy(update={"planned": PlanDocument.of(document)})
-        write_atomically(Path(path), (whole.model_dump_json(indent=2, by_alias=True) + "\n").encode())
+        unsaid = {"evidence": self.evidence.unsaid()}
+        write_atomically(Path(path), (whole.model_dump_json(indent=2, by_alias=True, exclude=unsaid) + "\n").encode())
 
     def plan(self) -> Plan:
         """The stages that this profile asks for."""

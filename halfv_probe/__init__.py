@@ -12,9 +12,15 @@ from halfv_probe.measures.attention import AttentionBalance, attention_balance
 from halfv_probe.measures.inflow import InformationInflow, information_inflow
 from halfv_probe.measures.lifecycle import Lifecycle, measure_lifecycle
 from halfv_probe.measures.maturity import SemanticMaturity, semantic_maturity
+from halfv_probe.measures.received import Received, received_attention
 from halfv_probe.measures.redundancy import Redundancies, layer_redundancy, redundancies
 from halfv_probe.measures.saliency import SaliencyFlow, saliency_flow
 from halfv_probe.measures.vision import VisionAttention, vision_attention, vision_effective_rank
+from halfv_probe.methods.calibrate import calibrate_method
+from halfv_probe.methods.erank import EffectiveRank
+from halfv_probe.methods.fitprune import FitPruneBudget
+from halfv_probe.methods.shortv import ShortV
+from halfv_probe.methods.vtw import VTW
 from halfv_probe.states.elbow import find_elbow
 from halfv_probe.states.entropy import (
     Bounds,
@@ -33,19 +39,25 @@ from halfv_probe.trials.utility import latency_saved, marginal_utility
 from halfv_probe.views.tables import frame
 
 __all__ = [
+    "VTW",
     "AttentionBalance",
     "Bounds",
+    "EffectiveRank",
+    "FitPruneBudget",
     "InformationInflow",
     "Journal",
     "Lifecycle",
     "Prompts",
+    "Received",
     "Redundancies",
     "SaliencyFlow",
     "SemanticMaturity",
+    "ShortV",
     "Stages",
     "VisionAttention",
     "attention_balance",
     "calibrate",
+    "calibrate_method",
     "curvature_energy",
     "detect_stages",
     "effective_rank",
@@ -61,6 +73,7 @@ __all__ = [
     "mean_turning",
     "measure_lifecycle",
     "participation_ratio",
+    "received_attention",
     "redundancies",
     "saliency_flow",
     "semantic_maturity",

@@ -78,7 +78,7 @@ def calibrate(
         If there is no prompt.
     """
     settings = settings or Settings()
-    _check_model(model)
+    check_model(model)
     check_k(settings.k)
     check_projections(family_of(model))  # minutes earlier than the first accelerated run would
     measure = Measurements(model, prompts, settings.fidelity, journal or Journal(), progress)
@@ -114,7 +114,13 @@ def calibrate(
     return _profile(model, settings, picked.candidate, evidence, sum(measure.sizes))
 
 
-def _check_model(model: PreTrainedModel) -> None:
+def check_model(model: PreTrainedModel) -> None:
+    """Refuse a model that cannot be calibrated, whatever for.
+
+    Raises
+    ------
+    HalfVError
+    """
     family = family_of(model)
     depth = len(family.layers)
     if family.ranks is not None:
@@ -162,6 +168,19 @@ def versions() -> dict[str, str]:
     }
 
 
+def calibration_of(settings: Settings, samples: int) -> Calibration:
+    """Where a profile's numbers come from."""
+    return Calibration(
+        data=settings.data,
+        data_fingerprint=settings.data_fingerprint,
+        samples=samples,
+        seed=settings.seed,
+        fidelity=settings.fidelity,
+        versions=versions(),
+        settings=settings,
+    )
+
+
 def _votes(known: Known, picked: Picked, stages: Stages, seed: int) -> dict[Choice, dict[str, float]]:
     """How often each choice wins when samples are drawn anew: layers among plans in question, the mode by itself."""
     goal, trials = known.goal, known.trials
@@ -193,15 +212,7 @@ def _profile(
             retention=chosen.ssr_retention,
             scored_by=chosen.ssr_scored_by,
         ),
-        calibration=Calibration(
-            data=settings.data,
-            data_fingerprint=settings.data_fingerprint,
-            samples=samples,
-            seed=settings.seed,
-            fidelity=settings.fidelity,
-            versions=versions(),
-            settings=settings,
-        ),
+        calibration=calibration_of(settings, samples),
         evidence=evidence,
     )
 

@@ -73,7 +73,7 @@ class Measurements:
         def measure(_batch: Batch, inputs: Mapping[str, Any]) -> list[Any]:
             return [each.to_json() for each in sample_curves(self.model, inputs, self.fidelity)]
 
-        return [SampleCurves.from_json(found) for found in self._each("curves", measure, samples)]
+        return [SampleCurves.from_json(found) for found in self.each("curves", measure, samples)]
 
     def null(self, samples: int, seed: int) -> tuple[list[SampleSpectra], NDArray[np.float64]]:
         """Spectra, and KL of each layer [L] in nats, of the same architecture with fresh random weights."""
@@ -84,7 +84,7 @@ class Measurements:
             layer = redundancies(random, inputs, suffix=False).layer.tolist()
             return list(zip(spectra, layer, strict=True))
 
-        found = self._each("random weights", measure, samples, key=f"random weights {seed}")
+        found = self.each("random weights", measure, samples, key=f"random weights {seed}")
         spectra = [SampleSpectra.from_json(sample) for sample, _ in found]
         return spectra, np.mean([layer for _, layer in found], axis=0)
 
@@ -97,7 +97,7 @@ class Measurements:
             found = redundancies(self.model, inputs)
             return list(zip(found.layer.tolist(), found.suffix.tolist(), found.same.tolist(), strict=True))
 
-        samples_found = self._each("layer redundancy", measure, samples)
+        samples_found = self.each("layer redundancy", measure, samples)
         layer, suffix, same = (np.array([each[part] for each in samples_found]) for part in range(3))
         return layer, suffix, same
 
@@ -112,7 +112,7 @@ class Measurements:
             replies = greedy_replies(self.model, inputs).ids
             return list(zip(replies, visual.tolist(), (present - visual).tolist(), strict=True))
 
-        ids, visual, text = (list(part) for part in zip(*self._each("replies", measure), strict=True))
+        ids, visual, text = (list(part) for part in zip(*self.each("replies", measure), strict=True))
         batches = [Replies(ids[place : place + size]) for place, size in zip(self._places(), self.sizes, strict=True)]
         return Replied(batches, self._judge(ids), round(float(np.mean(visual))), round(float(np.mean(text))))
 
@@ -133,7 +133,7 @@ class Measurements:
             return list(zip(found.same.int().T.tolist(), found.kl.T.tolist(), strict=True))
 
         asked = hashlib.sha256(repr(candidates).encode()).hexdigest()[:12]  # another goal tries other plans
-        outcomes = self._each(step, measure, samples, start, key=f"{step} {asked}")
+        outcomes = self.each(step, measure, samples, start, key=f"{step} {asked}")
         same = np.array([unchanged for unchanged, _ in outcomes]).T.astype(bool)
         kl = np.array([divergence for _, divergence in outcomes]).T
         config = self.model.config
@@ -146,7 +146,7 @@ class Measurements:
             return []
         return [str(getattr(sample, "task", "")) for sample in self.prompts.samples[self.first(start) :]]
 
-    def _each(
+    def each(
         self,
         step: str,
         measure: Callable[[Batch, Mapping[str, Any]], list[Any]],

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,13 +24,25 @@ Received = NDArray[np.float64]  # [layers, V]: attention that each visual token 
 STEPS = 30  # of the bisection: alpha to nine digits
 
 
-def tokens_per_layer(
+@dataclass(frozen=True)
+class AttentionBudget:
+    """``alpha`` is the share of a layer's attention that may be lost with the tokens that go.
+
+    ``tokens`` are those that each layer processes, never more than the layer before. The first layer processes all:
+    what it attends to decides who goes on to the second.
+    """
+
+    alpha: float
+    tokens: list[int]
+
+
+def attention_budget(
     from_text: Sequence[ArrayLike],
     from_picture: Sequence[ArrayLike],
     visual: int,
     cost: Callable[[list[int]], float],
     target: float,
-) -> list[int]:
+) -> AttentionBudget:
     """Visual tokens that each layer processes, at an alpha as small as bisection finds it for the target.
 
     Parameters
@@ -46,9 +59,7 @@ def tokens_per_layer(
 
     Returns
     -------
-    list of int
-        For each layer, never more than for the layer before. The first layer processes all: what it attends to decides
-        who goes on to the second.
+    AttentionBudget
 
     Raises
     ------
@@ -57,7 +68,7 @@ def tokens_per_layer(
     """
     samples = _checked(from_text, from_picture)
     if cost(_tokens(samples, visual, 0.0)) <= target:
-        return _tokens(samples, visual, 0.0)
+        return AttentionBudget(0.0, _tokens(samples, visual, 0.0))
     cheapest = cost(_tokens(samples, visual, 1.0))
     if not cheapest <= target:
         raise HalfVError(f"the least that dropping tokens can cost is {cheapest:.3g}: give a target from there on")
@@ -65,7 +76,7 @@ def tokens_per_layer(
     for _ in range(STEPS):
         alpha = (low + high) / 2
         low, high = (low, alpha) if cost(_tokens(samples, visual, alpha)) <= target else (alpha, high)
-    return _tokens(samples, visual, high)
+    return AttentionBudget(high, _tokens(samples, visual, high))
 
 
 def _tokens(samples: list[tuple[Received, Received]], visual: int, alpha: float) -> list[int]:

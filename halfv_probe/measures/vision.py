@@ -53,7 +53,7 @@ class VisionAttention:
 
 
 @torch.no_grad()
-def vision_effective_rank(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Tensor:
+def vision_effective_rank(model: PreTrainedModel, inputs: Mapping[str, Any], separators: bool = True) -> Tensor:
     """Effective rank of each prompt's visual tokens in front of the first decoder layer.
 
     Parameters
@@ -62,6 +62,9 @@ def vision_effective_rank(model: PreTrainedModel, inputs: Mapping[str, Any]) -> 
         A supported vision-language model in evaluation mode; it is left as it was.
     inputs : mapping
         What the processor returns for one or several prompts, padded on either side.
+    separators : bool
+        Do visual tokens that show nothing (LLaVA-NeXT's newlines, Video-LLaVA's CLS) count? Strategies before the
+        language model do not see them.
 
     Returns
     -------
@@ -76,6 +79,8 @@ def vision_effective_rank(model: PreTrainedModel, inputs: Mapping[str, Any]) -> 
     check_evaluating(model)
     family = family_of(model)
     visual = tokens_of(family, inputs).visual
+    if not separators:
+        visual = visual & ~family.structure(inputs["input_ids"], inputs).places.separator
     ranks: list[float] = []
 
     def see(boundary: int, states: Tensor) -> None:

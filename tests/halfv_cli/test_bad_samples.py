@@ -37,7 +37,7 @@ def write(tmp_path):
 
 @pytest.mark.parametrize("case", BAD)
 def test_a_bad_sample_is_named_before_anything_is_measured(halfv, tmp_path, write, monkeypatch, case):
-    monkeypatch.setattr(Measurements, "_each", lambda *_, **__: pytest.fail("something was measured"))
+    monkeypatch.setattr(Measurements, "each", lambda *_, **__: pytest.fail("something was measured"))
     change, reason = BAD[case]
     write({4: change})
     result = halfv(*CALIBRATE)

@@ -8,7 +8,7 @@ import pytest
 import halfv_probe
 
 PACKAGE = Path(halfv_probe.__file__).parent
-ORDER = ["states", "measures", "trials", "choice", "calibration"]
+ORDER = ["states", "measures", "trials", "choice", "calibration", "methods"]
 FILES = sorted(file for file in PACKAGE.rglob("*.py") if file.parent != PACKAGE)
 
 

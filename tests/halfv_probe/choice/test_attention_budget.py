@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from halfv_accel import HalfVError
-from halfv_probe.choice.attention_budget import _tokens, tokens_per_layer
+from halfv_probe.choice.attention_budget import _tokens, attention_budget
 
 
 def dropped(received, alive, alpha):
@@ -62,7 +62,7 @@ def test_the_target_is_met_and_nearly_spent(seed, share):
     text, picture = statistics(seed)
     visual, layers = 600, 5
     target = layers * visual * share + visual  # the first layer processes all
-    found = tokens_per_layer(text, picture, visual, sum, target)
+    found = attention_budget(text, picture, visual, sum, target).tokens
     assert sum(found) <= target
     assert found[0] == visual
     assert found == sorted(found, reverse=True)
@@ -74,16 +74,16 @@ def test_the_target_is_met_and_nearly_spent(seed, share):
 
 def test_a_target_that_asks_for_nothing_drops_only_what_nobody_looks_at():
     text, picture = statistics(0)
-    assert tokens_per_layer(text, picture, 12, sum, 60) == [12] * 5
+    assert attention_budget(text, picture, 12, sum, 60).tokens == [12] * 5
     for each in (*text, *picture):
         each[:, 0] = 0
-    assert tokens_per_layer(text, picture, 12, sum, 60) == [12] + [11] * 4  # mean of 8/9, 8/9 and 11/12
+    assert attention_budget(text, picture, 12, sum, 60).tokens == [12] + [11] * 4  # mean of 8/9, 8/9 and 11/12
 
 
 def test_what_cannot_be_reached_is_told():
     text, picture = statistics(0)
     with pytest.raises(HalfVError, match="the least that dropping tokens can cost is 12"):
-        tokens_per_layer(text, picture, 12, sum, 11)
+        attention_budget(text, picture, 12, sum, 11)
 
 
 @pytest.mark.parametrize(
@@ -101,4 +101,4 @@ def test_what_cannot_be_reached_is_told():
 )
 def test_statistics_are_checked(text, picture, says):
     with pytest.raises(HalfVError, match=says):
-        tokens_per_layer(text, picture, 3, sum, 1)
+        attention_budget(text, picture, 3, sum, 1)
