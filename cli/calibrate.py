@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from halfv_cli.calibrate_methods import MethodName, asked_of, check_options, print_method
+from halfv_cli.calibrate_methods import CLOSE_AGREEMENT, MethodName, asked_of, check_options, print_method
 from halfv_cli.data_options import ColumnNames, Config, Data, Images, SkipBad, Split, Turns, reading, told
 from halfv_cli.options import MODEL_HELP, Device, Dtype
 from halfv_cli.progress import progress
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 NULL_SAMPLES = 8  # curves of random weights hardly differ between samples
 NULL_BELOW = 1e9  # parameters
 REASONS_TOLD = 10
-CLOSE_AGREEMENT = 0.9  # below it, the user hears how to trade speed for agreement
 
 
 def calibrate(

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from halfv_accel import Profile
     from halfv_probe.methods.protocol import Calibrated
 
+CLOSE_AGREEMENT = 0.9  # below it, the user hears how many replies change
 MethodName = Literal["halfv", "vtw", "shortv", "fitprune", "adavtp", "erank_divprune", "erank_vispruner", "erank_bat"]
 BUDGET = ("retention",)
 OPTIONS: dict[str, tuple[str, ...]] = {  # what each method knows beside where samples come from and how they are run
@@ -91,12 +92,17 @@ def print_method(profile: Profile, out: Path, seconds: float) -> None:
     evidence = profile.evidence
     [(name, why)] = evidence.choices.items()
     title = f"{profile.model.id}: {profile.model.num_layers} layers, {profile.calibration.samples} samples"
-    table = Table("", name, "why", title=Text(title))
+    table = Table("", title=Text(title))
+    table.add_column(name, overflow="fold", ratio=2)
+    table.add_column("why", ratio=3)
+    bound = f"at most {evidence.drop_bound:.1%} with {evidence.goal.confidence:.0%} confidence"
     table.add_row("plan", describe_plan(profile.plan()), why)
     table.add_row("prefill FLOPs", f"{evidence.flops:.0%}", "of untouched, decoder and selection")
-    table.add_row("answers lost", f"{evidence.drop:.1%}", f"at most {evidence.drop_bound:.1%} of them, by this sample")
+    table.add_row("answers lost", f"{evidence.drop:.1%}", bound)
     table.add_row("agreement", f"{evidence.agreement:.0%}", "replies (first 8 tokens) that stay the untouched model's")
     Console().print(table)
+    if evidence.agreement is not None and evidence.agreement < CLOSE_AGREEMENT:
+        typer.echo(f"note: {1 - evidence.agreement:.0%} of the replies change with this plan", err=True)
     typer.echo(f"wrote {out} in {seconds:.0f} s; next: halfv run --profile {out}, halfv bench --profile {out}")
 
 

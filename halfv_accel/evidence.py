@@ -8,7 +8,7 @@ not measure is empty or absent, so documents of earlier minor versions stay read
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -172,9 +172,7 @@ class Evidence(Document):
     """The measurements behind the choices: HalfV's own, or those that another method `measured`."""
 
     k: int = Field(
-        default=0,
-        ge=0,
-        description="Eigenvalues in the truncated matrix entropy; at least 1 where HalfV was calibrated.",
+        default=0, ge=0, description="Eigenvalues in the truncated matrix entropy; at least 1 in a profile of HalfV's."
     )
     k_source: Literal["elbow", "fixed", "energy"] = "elbow"
     entropy: dict[Curve, list[Finite]] = Field(
@@ -260,12 +258,11 @@ class Evidence(Document):
             raise ValueError(f"{' and '.join(missing)} is missing")
         return self
 
-    def unsaid(self) -> set[str]:
-        """Fields that a file leaves out: of another method's evidence, all that its calibration has no word on."""
+    def unsaid(self) -> dict[str, Any]:
+        """What a file leaves out, as pydantic's `exclude`: all that another method's calibration has no word on."""
         if self.measured is None:
-            return {"measured"}
-        fields = type(self).model_fields.items()
-        return {name for name, field in fields if getattr(self, name) == field.get_default(call_default_factory=True)}
+            return {"measured": True}
+        return {**dict.fromkeys(_defaults(self), True), "measured": _defaults(self.measured)}
 
     @field_validator("entropy")
     @classmethod
@@ -311,3 +308,9 @@ class Evidence(Document):
         for field in ("withdrawal_kl", "withdrawal_agreement", "text_attention", "visual_attention"):
             if getattr(self.measured, field, []):
                 yield f"measured.{field}", getattr(self.measured, field), layers
+
+
+def _defaults(document: Document) -> set[str]:
+    """Names of the fields that hold what they hold by default."""
+    fields = type(document).model_fields.items()
+    return {name for name, field in fields if getattr(document, name) == field.get_default(call_default_factory=True)}

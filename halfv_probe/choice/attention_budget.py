@@ -42,6 +42,7 @@ def attention_budget(
     visual: int,
     cost: Callable[[list[int]], float],
     target: float,
+    most: float = 1.0,
 ) -> AttentionBudget:
     """Visual tokens that each layer processes, at an alpha as small as bisection finds it for the target.
 
@@ -56,6 +57,8 @@ def attention_budget(
         Of a list of tokens per layer, in any unit: FLOPs, or a share of them.
     target : float
         In the unit of `cost`.
+    most : float
+        The largest alpha to take. At 1 all tokens go.
 
     Returns
     -------
@@ -64,19 +67,26 @@ def attention_budget(
     Raises
     ------
     HalfVError
-        If the statistics do not fit together, or not even dropping everything behind the first layer is cheap enough.
+        If the statistics do not fit together, or not even the largest alpha is cheap enough.
     """
     samples = _checked(from_text, from_picture)
     if cost(_tokens(samples, visual, 0.0)) <= target:
         return AttentionBudget(0.0, _tokens(samples, visual, 0.0))
-    cheapest = cost(_tokens(samples, visual, 1.0))
+    cheapest = cost(_tokens(samples, visual, most))
     if not cheapest <= target:
         raise HalfVError(f"the least that dropping tokens can cost is {cheapest:.3g}: give a target from there on")
-    low, high = 0.0, 1.0
+    low, high = 0.0, most
     for _ in range(STEPS):
         alpha = (low + high) / 2
         low, high = (low, alpha) if cost(_tokens(samples, visual, alpha)) <= target else (alpha, high)
     return AttentionBudget(high, _tokens(samples, visual, high))
+
+
+def tokens_at(
+    from_text: Sequence[ArrayLike], from_picture: Sequence[ArrayLike], visual: int, alpha: float
+) -> list[int]:
+    """Visual tokens that each layer processes at one alpha; otherwise as `attention_budget`."""
+    return _tokens(_checked(from_text, from_picture), visual, alpha)
 
 
 def _tokens(samples: list[tuple[Received, Received]], visual: int, alpha: float) -> list[int]:

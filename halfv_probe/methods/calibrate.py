@@ -53,6 +53,7 @@ def calibrate_method(
     settings = settings or Settings()
     check_model(model)
     check_projections(family_of(model))
+    method.check(len(family_of(model).layers))
     measure = Measurements(model, prompts, settings.fidelity, journal or Journal(), progress)
     measure.verify()
     replied = measure.replies()

@@ -19,14 +19,14 @@ from halfv_accel.published import METHODS
 from halfv_accel.strategies import STRATEGIES
 from halfv_probe.calibration.measurements import Batch, Measurements
 from halfv_probe.measures.vision import vision_effective_rank
-from halfv_probe.methods.protocol import Found
+from halfv_probe.methods.protocol import Calibrated, Found
 from halfv_probe.trials.outcomes import Replied
 
 ERANK_METHODS = tuple(name for name, method in METHODS.items() if name == "adavtp" or name.startswith("erank_"))
 
 
 @dataclass(frozen=True)
-class EffectiveRank:
+class EffectiveRank(Calibrated):
     """Parameters
     ----------
     name : str

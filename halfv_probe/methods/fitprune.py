@@ -7,6 +7,7 @@ plan keeps to the budget. FLOPs are exact, and what choosing tokens at nearly ev
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,15 +19,17 @@ from halfv_accel import HalfVError
 from halfv_accel.plan import Plan, Stage
 from halfv_accel.strategies import FitPrune, KeepNone
 from halfv_probe.calibration.measurements import Batch, Measurements
-from halfv_probe.choice.attention_budget import attention_budget
+from halfv_probe.choice.attention_budget import attention_budget, tokens_at
 from halfv_probe.measures.received import received_attention
-from halfv_probe.methods.protocol import Found
+from halfv_probe.methods.protocol import Calibrated, Found
 from halfv_probe.trials.candidates import relative_flops
 from halfv_probe.trials.outcomes import Replied
 
+MOST = 1 - 2**-20  # of a layer's attention may be lost: the most attended token stays in it
+
 
 @dataclass(frozen=True)
-class FitPruneBudget:
+class FitPruneBudget(Calibrated):
     """Parameters
     ----------
     target_flops : float
@@ -51,13 +54,14 @@ class FitPruneBudget:
         config = measure.model.config
         received = measure.each("attention", receive)
         text, visual = ([_unpacked(each[part]) for each in received] for part in range(2))
-        try:
-            found = attention_budget(text, visual, replied.visual, cost, self.target_flops)
-        except HalfVError as error:
-            raise HalfVError(f"--target-flops {self.target_flops:g} is too little for FitPrune: {error}") from None
+        cheapest = cost(tokens_at(text, visual, replied.visual, MOST))
+        if cheapest > self.target_flops:
+            least = math.ceil(cheapest * 100) / 100
+            raise HalfVError(f"FitPrune cannot save so much on these samples: ask for --target-flops {least:.2f}")
+        found = attention_budget(text, visual, replied.visual, cost, self.target_flops, MOST)
         stages = layer_stages(found.tokens)
         if not stages:
-            raise HalfVError("with --target-flops 1 FitPrune drops nothing: give a share below 1, such as 0.5")
+            raise HalfVError(f"nothing has to go for {self.target_flops:g} of the FLOPs: give a share such as 0.5")
         why = f"each layer may lose {found.alpha:.2g} of its attention to and among visual tokens"
         measured = {
             "text_attention": np.mean([each.sum(axis=1) for each in text], axis=0).tolist(),
@@ -69,7 +73,7 @@ class FitPruneBudget:
 
 def layer_stages(tokens: Sequence[int]) -> tuple[Stage, ...]:
     """One stage for every layer that processes fewer visual tokens than the one before it."""
-    stages = []
+    stages: list[Stage] = []
     for layer in range(1, len(tokens)):
         left = tokens[layer]
         if left < tokens[layer - 1]:

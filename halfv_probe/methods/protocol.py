@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from halfv_accel.plan import Plan
 from halfv_probe.calibration.measurements import Measurements
@@ -29,19 +30,17 @@ class Found:
     evidence: dict[str, Any] = field(default_factory=dict)
 
 
-class Calibrated(Protocol):
-    """A method with what was asked of its calibration."""
+class Calibrated(ABC):
+    """A method with what was asked of its calibration; ``name`` is that of `halfv methods`."""
+
+    name: str
 
     @property
-    def name(self) -> str:
-        """In `halfv methods`."""
-        ...
-
-    @property
+    @abstractmethod
     def options(self) -> dict[str, float]:
         """What was asked, for the profile."""
-        ...
 
+    @abstractmethod
     def find(self, measure: Measurements, replied: Replied) -> Found:
         """Measure what the method needs, and choose.
 
@@ -50,4 +49,7 @@ class Calibrated(Protocol):
         HalfVError
             If what was asked cannot be met.
         """
-        ...
+
+    def check(self, layers: int) -> None:
+        """Refuse what makes no sense for so many decoder layers, before anything is measured."""
+        return

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from halfv_accel import HalfVError
 from halfv_accel.plan import Plan
 from halfv_probe.calibration.measurements import Batch, Measurements
 from halfv_probe.choice.layers import ineffective_layers
 from halfv_probe.measures.redundancy import redundancies
-from halfv_probe.methods.protocol import Found
+from halfv_probe.methods.protocol import Calibrated, Found
 from halfv_probe.trials.outcomes import Replied
 
 # Table 10: layers that skip visual tokens, of how many; by the start of the config's model type
@@ -25,7 +26,7 @@ SHARE = (19, 32)  # LLaVA-1.5-7B; 24 of 40 in 13B is the same share
 
 
 @dataclass(frozen=True)
-class ShortV:
+class ShortV(Calibrated):
     """Parameters
     ----------
     layers : int, optional
@@ -39,17 +40,21 @@ class ShortV:
     def options(self) -> dict[str, float]:
         return {} if self.layers is None else {"layers": self.layers}
 
+    def check(self, layers: int) -> None:
+        if self.layers is not None and not 1 <= self.layers <= layers:
+            raise HalfVError(f"layers is {self.layers}: the model has {layers}, so give a number from 1 to {layers}")
+
     def find(self, measure: Measurements, replied: Replied) -> Found:
         def terminate(_batch: Batch, inputs: Mapping[str, Any]) -> list[Any]:
             return redundancies(measure.model, inputs, suffix=False).layer.tolist()
 
         kl = np.mean(measure.each("KL of layers", terminate), axis=0)
-        config = measure.model.config
-        count = usual_layers(config.model_type, len(kl)) if self.layers is None else self.layers
+        depth, config = len(kl), measure.model.config
+        count = usual_layers(config.model_type, depth) if self.layers is None else self.layers
         layers = ineffective_layers(kl, count)
         asked = "as many as in Table 10, by depth" if self.layers is None else "as many as were asked for"
         worst = max(kl[list(layers)])
-        why = f"the {count} of {len(kl)} layers with the least KL (at most {worst:.2g}), {asked}"
+        why = f"the {count} of {depth} layers with the least KL (at most {worst:.2g}), {asked}"
         return Found(Plan((), skip=layers), why, {}, {"layer_kl": kl.tolist()})
 
 

@@ -15,9 +15,11 @@ import numpy as np
 
 from halfv_accel import HalfVError
 from halfv_accel.adapters import family_of
+from halfv_accel.plan import Plan, Stage
+from halfv_accel.strategies import KeepNone
 from halfv_probe.calibration.measurements import Batch, Measurements
 from halfv_probe.choice.layers import ETA, withdrawal_layer
-from halfv_probe.methods.protocol import Found
+from halfv_probe.methods.protocol import Calibrated, Found
 from halfv_probe.trials.candidates import Alone
 from halfv_probe.trials.outcomes import Replied
 from halfv_probe.trials.replies import Replies
@@ -27,7 +29,7 @@ FIRST, OF = 5, 32  # VTW's public code begins at 5, in a model of 32 layers
 
 
 @dataclass(frozen=True)
-class VTW:
+class VTW(Calibrated):
     """Parameters
     ----------
     max_kl : float
@@ -54,7 +56,7 @@ class VTW:
         kl, same = (np.mean([each[part] for each in outcomes], axis=0) for part in range(2))
         layer, why = _chosen(kl.tolist(), self.max_kl)
         measured = {"withdrawal_kl": kl.tolist(), "withdrawal_agreement": same.tolist()}
-        return Found(Alone("withdraw", layer).plan(), why, measured)
+        return Found(Plan((Stage("vtw", layer, KeepNone(), 0.0),)), why, measured)
 
 
 def _chosen(kl: list[float], eta: float) -> tuple[int, str]:
