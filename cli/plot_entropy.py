@@ -53,9 +53,10 @@ def _draw(
     from halfv_probe.views.plots import plot_entropy
     from halfv_probe.views.several_models import plot_models
     from halfv_probe.views.spectra import plot_spectrum
+    from halfv_probe.views.tables import curves_of
 
     for each in profiles:
-        _ = each.halfv  # another method's calibration measured none of these curves: it says so
+        curves_of(each)  # another method's calibration measured none: it says so
     if len(profiles) > 1:
         return plot_models(profiles, out, scale or "zscore")
     [one] = profiles

@@ -255,7 +255,7 @@ class Evidence(Document):
         needed = {"k": self.k, "entropy": self.entropy}
         missing = [name for name, value in needed.items() if not value]
         if self.measured is None and missing:
-            raise ValueError(f"{' and '.join(missing)} is missing")
+            raise ValueError(f"without measured there must be {' and '.join(missing)}")
         return self
 
     def unsaid(self) -> dict[str, Any]:

@@ -106,7 +106,7 @@ INSIDE = (
         "Ye et al. 2024, arXiv 2409.10197",
         "fitprune",
         (Step(2, retention=LLAVA_SINGLE),),
-        "one stage as in Table 10 of the HalfV paper; `halfv calibrate --method fitprune` finds its own counts by layer",
+        "one stage as in Table 10 of the HalfV paper; `halfv calibrate --method fitprune` finds its own counts",
         "public code takes the largest head of each query, which needs the dense map; ours takes it of the mean",
         reads_text=True,
         calibrated=True,

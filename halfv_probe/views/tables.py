@@ -122,7 +122,7 @@ def entropy(profile: Profile) -> pd.DataFrame:
     evidence, null = profile.evidence, profile.evidence.null
     columns: dict[str, Sequence[Any]] = {"boundary": range(profile.model.num_layers + 1)}
     for group in get_args(Curve):
-        columns[f"entropy_{group}_nats"] = evidence.entropy[group]
+        columns[f"entropy_{group}_nats"] = curves_of(profile)[group]
         columns[f"entropy_{group}_std_nats"] = evidence.entropy_std.get(group, [])
         columns[f"tail_mass_{group}_share"] = evidence.tail_mass.get(group, [])
     for field, column in (BY_BOUNDARY | BY_LAYER).items():
@@ -148,7 +148,7 @@ def entropy_by_k(profile: Profile) -> pd.DataFrame:
 def curves_by_k(profile: Profile) -> dict[int, dict[Curve, tuple[list[float], list[float]]]]:
     """By k, the profile's own included: mean and standard deviation (nats; empty where unknown) of every curve."""
     evidence = profile.evidence
-    own = {group: (curve, evidence.entropy_std.get(group, [])) for group, curve in evidence.entropy.items()}
+    own = {group: (curve, evidence.entropy_std.get(group, [])) for group, curve in curves_of(profile).items()}
     others = {
         int(k): {group: (spread.mean, spread.std) for group, spread in curves.items()}
         for k, curves in evidence.entropy_by_k.items()
@@ -156,11 +156,24 @@ def curves_by_k(profile: Profile) -> dict[int, dict[Curve, tuple[list[float], li
     return {**others, evidence.k: own}
 
 
+def curves_of(profile: Profile) -> dict[Curve, list[float]]:
+    """Entropy before each layer and after the last, nats.
+
+    Raises
+    ------
+    HalfVError
+        If the profile is of another method's calibration, which measures none.
+    """
+    if not profile.evidence.entropy:
+        _ = profile.halfv  # says so
+    return profile.evidence.entropy
+
+
 def models(profiles: Sequence[Profile]) -> pd.DataFrame:
     """Visual entropy and layer KL of several models over depth: one row a model and a boundary (Figure 2a and 2d)."""
     parts = []
     for name, profile in zip(labels(profiles), profiles, strict=True):
-        curve, last = profile.evidence.entropy["visual"], profile.model.num_layers
+        curve, last = curves_of(profile)["visual"], profile.model.num_layers
         columns: dict[str, Sequence[Any]] = {
             "model": [name] * (last + 1),
             "boundary": range(last + 1),
