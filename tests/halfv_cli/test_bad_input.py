@@ -51,7 +51,7 @@ SPOILT = {
     "binary": (lambda p: bytes(range(256)), "not UTF-8"),
     "a list": (lambda p: b"[1, 2]", "not an object"),
     "not a profile": (lambda p: b'{"a": 1}', "schema_version"),
-    "future": (lambda p: spoil(p, schema_version="2.0").encode(), "2.0"),
+    "future": (lambda p: spoil(p, schema_version="3.0").encode(), "3.0"),
     "layer is text": (lambda p: spoil(p, ivr__layer="two").encode(), "ivr.layer"),
     "layer too deep": (lambda p: spoil(p, ivr__layer=99).encode(), "99"),
     "layer zero": (lambda p: spoil(p, ivr__layer=0).encode(), "ivr.layer"),
