@@ -90,7 +90,8 @@ def bench(
     side = _side(visual_tokens, break_even)
     vlm = _open(model, loaded, random_weights, device, dtype, seed, side, attention)
     stages = plan_on(vlm, asked)
-    accelerate(vlm, stages)  # says at once whether plan and model go together
+    _check_shrinking(vlm, stages, break_even)
+    accelerate(vlm, stages.inside)  # says at once whether plan and model go together
     source = "Table 9" if asked is None else "--plan" if profile is None else str(profile)
     settings = dict(model=model, random_weights=random_weights, seed=seed, repeats=repeats, plan_source=source)
     settings |= dict(asked_visual_tokens=visual_tokens, asked_text_tokens=text_tokens, batch=sizes, ragged=ragged)
@@ -140,6 +141,19 @@ def _check_options(
         raise HalfVError("--break-even measures rows of equal length: leave --ragged out")
     if break_even and chart is not None:
         raise HalfVError("--chart draws a comparison, and --break-even makes none: leave one of them out")
+
+
+def _check_shrinking(vlm: Any, plan: Plan, break_even: bool) -> None:
+    from halfv_accel import HalfVError
+    from halfv_accel.downsample import check_model_shrinks
+
+    if plan.shrinks:
+        check_model_shrinks(vlm)
+    if plan.shrinks and break_even:
+        raise HalfVError(
+            "--break-even asks from how many visual tokens on choosing pays off, and downsample chooses none: "
+            "leave it out of --plan"
+        )
 
 
 def _side(visual_tokens: int, break_even: bool) -> int:

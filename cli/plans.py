@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
 PLAN_HELP = (
     "Instead of a profile: stages as what:layer:budget, such as ivr:2:0.25,sparse:21:0.05, fastv:2:0.25 or "
-    "visionzip::64 (a number of tokens, before the language model); a method alone, such as pdrop, for its defaults "
-    "(see halfv methods); paper, the model's plan of Table 9; or a plan.json."
+    "visionzip::64 (a number of tokens, before the language model), with downsample::0.25 in front, or alone, to "
+    "shrink the pictures; a method alone, such as pdrop, for its defaults (see halfv methods); paper, the model's plan "
+    "of Table 9; or a plan.json."
 )
 ANY_DEPTH = 10**6  # layers; a plan's text is read once before the model is known
 ProfileOrPlan = Annotated[Path | None, typer.Option("--profile", help="The profile that calibrate wrote.")]

@@ -68,8 +68,9 @@ def run(
     paths, question, shipped = _question(image or [], prompt)
     pictures = [open_image(path) for path in paths]
     vlm, processor, stages = _open(name, model, asked, device, dtype)
-    inputs = chat_inputs(processor, pictures, question, vlm.device)
-    result = answer(vlm, processor, inputs, stages, max_new_tokens, compare=compare)
+    inputs = chat_inputs(processor, pictures, question, vlm.device, stages.downsample)
+    whole = chat_inputs(processor, pictures, question, vlm.device) if stages.shrinks else None
+    result = answer(vlm, processor, inputs, stages, max_new_tokens, compare=compare, whole=whole)
     if as_json:
         about: dict[str, Any] = {"profile": None if profile is None else str(profile), "plan": describe_plan(stages)}
         about |= {"images": [str(path) for path in paths], "question": question, "shipped_question": shipped}
@@ -103,6 +104,7 @@ def _check_options(
 def _open(name: str, given: str | None, asked: Profile | Plan | str, device: str, dtype: str) -> tuple[Any, Any, Plan]:
     """Model, processor and the plan on it; ``given`` is the name of the option, if there was one."""
     from halfv_accel import HalfVError, Profile
+    from halfv_accel.downsample import check_shrinks
     from halfv_cli.models import open_model
 
     try:
@@ -113,7 +115,10 @@ def _open(name: str, given: str | None, asked: Profile | Plan | str, device: str
         raise
     if isinstance(asked, Profile):
         asked.check(vlm)
-    return vlm, processor, plan_on(vlm, asked)
+    plan = plan_on(vlm, asked)
+    if plan.shrinks:
+        check_shrinks(processor)
+    return vlm, processor, plan
 
 
 def _question(paths: list[Path], prompt: str | None) -> tuple[list[Path], str, bool]:
@@ -134,6 +139,8 @@ def _question(paths: list[Path], prompt: str | None) -> tuple[list[Path], str, b
 def _details(result: Answer) -> list[str]:
     """Tokens after each stage, arithmetic, and the comparison if there is one."""
     steps = [f"{result.visual_tokens} visual tokens"]
+    if result.downsampled_to is not None:
+        steps.append(f"{result.downsampled_to} downsampled")
     for stage in result.stages:
         what = "frozen" if stage.then == "freeze" else f"{stage.after} kept"
         steps.append(f"{what} from layer {stage.layer} ({stage.name})")

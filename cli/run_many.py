@@ -119,9 +119,9 @@ def run_many(
         typer.echo(read, err=True)
     left = [each for each in questions if rows.get(each.index, {"error": ""})["error"] is not None]
     done = len(questions) - len(left)
-    with _appending(output) as file, progress("questions") as show, accelerate(vlm, plan) as run:
+    with _appending(output) as file, progress("questions") as show, accelerate(vlm, plan.inside) as run:
         show("answers", done, len(questions))
-        replies = answer_many(run, processor, left, batch_size, by["max_new_tokens"])
+        replies = answer_many(run, processor, left, batch_size, by["max_new_tokens"], plan.downsample)
         todo = iter(left)
         for batch in replies:
             for reply in batch:
@@ -147,6 +147,7 @@ def _row(asked: Question, reply: Reply, by: dict[str, Any]) -> dict[str, Any]:
         "label": asked.label,
         "correct": is_right(reply.text or "", asked.label or "") if judged else None,
         "visual_tokens": reply.visual_tokens,
+        "downsampled_to": reply.downsampled_to,
         "visual_tokens_after": list(reply.visual_tokens_after),
         "error": reply.error,
         **by,

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
+from halfv_accel.adapters import family_of
 from halfv_accel.engine.report import PrefillReport
 from halfv_accel.engine.run import accelerate
+from halfv_accel.errors import HalfVError
 from halfv_accel.flops import as_it_ran, prefill_flops
 from halfv_accel.plan import Plan
 
@@ -43,7 +45,8 @@ class Answer:
     """What ``answer`` found.
 
     ``flops_ratio`` is the decoder's prefill arithmetic, accelerated / untouched, ``average_visual_tokens`` what a
-    decoder layer processed of them, mean over layers; ``skipped`` layers did not update them.
+    decoder layer processed of them, mean over layers; ``skipped`` layers did not update them. ``visual_tokens`` are
+    those of the pictures as they were given, ``downsampled_to`` those of the shrunk ones, if they were.
     """
 
     text: str
@@ -55,6 +58,7 @@ class Answer:
     seconds: float
     repeats: int
     untouched: Timed | None = None
+    downsampled_to: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -67,6 +71,7 @@ def answer(
     plan: Plan,
     max_new_tokens: int = 64,
     compare: bool = False,
+    whole: Mapping[str, Any] | None = None,
 ) -> Answer:
     """Generate greedily under a plan.
 
@@ -77,34 +82,41 @@ def answer(
     compare : bool
         Also ask the untouched model; both are then warmed up and run ``REPEATS`` times in turn, because on a busy
         machine only interleaved runs can be compared.
+    whole : mapping, optional
+        Needed where the plan shrinks pictures, and `inputs` are of the shrunk ones: the same prompt with the pictures
+        as they are, which the untouched model is asked with.
     """
+    if plan.shrinks and whole is None:
+        raise HalfVError("the plan shrinks pictures: give the prompt with the pictures as they are, too, as whole")
+    before = inputs if whole is None else whole
 
-    def once(context: AbstractContextManager) -> tuple[torch.Tensor, float]:
+    def once(context: AbstractContextManager, asked: Mapping[str, Any] = inputs) -> tuple[torch.Tensor, float]:
         with context:
             _synchronise(model)
             started = time.perf_counter()
-            ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+            ids = model.generate(**asked, max_new_tokens=max_new_tokens, do_sample=False)
             _synchronise(model)
-        return ids[0, inputs["input_ids"].shape[1] :], time.perf_counter() - started
+        return ids[0, asked["input_ids"].shape[1] :], time.perf_counter() - started
 
     def text(ids: torch.Tensor) -> str:
         return processor.decode(ids, skip_special_tokens=True).strip()
 
     repeats = REPEATS if compare else 1
     times: dict[str, list[float]] = {"untouched": [], "accelerated": []}
-    with accelerate(model, plan) as run:
+    with accelerate(model, plan.inside) as run:
         ids, seconds = once(nullcontext())
     report = run.last or PrefillReport([0], model.config.get_text_config().num_hidden_layers)
-    untouched = once(nullcontext())[0] if compare else None
+    untouched = once(nullcontext(), before)[0] if compare else None
     for _ in range(repeats if compare else 0):
-        times["untouched"].append(once(nullcontext())[1])
-        times["accelerated"].append(once(accelerate(model, plan))[1])
+        times["untouched"].append(once(nullcontext(), before)[1])
+        times["accelerated"].append(once(accelerate(model, plan.inside))[1])
     if compare:
         seconds = statistics.median(times["accelerated"])
-    visual = report.visual_tokens[0]
-    prompt_text = inputs["input_ids"].shape[1] - visual
+    left = report.visual_tokens[0]
+    prompt_text = inputs["input_ids"].shape[1] - left
+    visual = int(family_of(model).visual_positions(before["input_ids"]).sum()) if plan.shrinks else left
     config = model.config.get_text_config()
-    ran = as_it_ran(plan, [stage.after[0] for stage in report.stages])
+    ran = as_it_ran(plan.inside, [stage.after[0] for stage in report.stages])
     return Answer(
         text=text(ids),
         visual_tokens=visual,
@@ -114,10 +126,11 @@ def answer(
         ),
         average_visual_tokens=report.average_visual_tokens[0],
         skipped=tuple(layer for layer, rows in report.skipped if rows[0]),
-        flops_ratio=prefill_flops(config, visual, prompt_text, ran) / prefill_flops(config, visual, prompt_text),
+        flops_ratio=prefill_flops(config, left, prompt_text, ran) / prefill_flops(config, visual, prompt_text),
         seconds=seconds,
         repeats=repeats,
         untouched=None if untouched is None else Timed(text(untouched), statistics.median(times["untouched"])),
+        downsampled_to=left if plan.shrinks else None,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from halfv_accel.downsample import FAMILIES as SHRINKING_FAMILIES
 from halfv_accel.methods import Facts, Method
 from halfv_accel.names import architecture
 from halfv_accel.plan import Plan
@@ -65,6 +66,8 @@ def main(path: str) -> None:
 
 
 def _method_row(method: Method, facts: Facts) -> dict[str, Any]:
+    if method.downsample is not None:
+        return _downsample_row(method)
     plan = Plan(method.stages(facts)) if method.steps else None
     row = _row(method.name, method.title, STRATEGIES.build(method.strategy, method.parameters))
     places = dict.fromkeys("inside" if stage.layer else "before" for stage in plan.stages) if plan else ["inside"]
@@ -76,6 +79,22 @@ def _method_row(method: Method, facts: Facts) -> dict[str, Any]:
             *(["calibration"] if method.calibrated else []),
         ],
         "plan": "" if plan is None else describe_plan(plan),
+        "source": method.source,
+        "defaults": method.defaults,
+        "departs": method.departs,
+    }
+
+
+def _downsample_row(method: Method) -> dict[str, Any]:
+    """The pictures are shrunk, and nothing is chosen."""
+    return {
+        "name": method.name,
+        "title": method.title,
+        "needs": ["pictures of any size"],
+        "does": [],
+        "families": SHRINKING_FAMILIES,
+        "where": "the picture",
+        "plan": describe_plan(Plan((), downsample=method.downsample)),
         "source": method.source,
         "defaults": method.defaults,
         "departs": method.departs,

@@ -33,6 +33,7 @@ def prefill_flops(config: Any, visual: int, text: int, plan: Plan | None = None,
     visual, text : int
         Tokens of the sequence.
     plan : Plan, optional
+        Where it shrinks pictures, the most tokens that are left of them are counted, and the stages count from there.
         Dropped tokens are gone; frozen ones, and those of a skipped layer, cost their key and value projections and
         are attended to. Where a strategy decides itself how many stay, the most are counted.
     """
@@ -91,6 +92,7 @@ def selection_flops(config: Any, visual: int, plan: Plan, text: int = 0, separat
         If a strategy that has to choose does not count its operations.
     """
     decoder = Decoder.of(config)
+    visual = _shrunk(visual, plan)
     total, alive = 0, visual
     for stage in () if plan.spares(visual) else plan.stages:
         kept = min(stage.most(visual), alive)
@@ -118,6 +120,7 @@ def head_flops(config: Any, tokens: int = 1) -> int:
 
 def _tokens_per_layer(layers: int, visual: int, plan: Plan | None) -> Iterator[tuple[int, int]]:
     """(processed, frozen) visual tokens of each layer."""
+    visual = _shrunk(visual, plan)
     active, frozen = visual, 0
     if plan is None or plan.spares(visual):
         plan = None
@@ -131,6 +134,11 @@ def _tokens_per_layer(layers: int, visual: int, plan: Plan | None) -> Iterator[t
             yield 0, frozen + active
         else:
             yield active, frozen
+
+
+def _shrunk(visual: int, plan: Plan | None) -> int:
+    """Visual tokens that come into the decoder."""
+    return visual if plan is None or plan.downsample is None else plan.downsample.most(visual)
 
 
 def _layer_flops(decoder: Decoder, processed: int, frozen: int, text: int, causal: bool) -> int:

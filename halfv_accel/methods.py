@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from halfv_accel.downsample import Downsample
 from halfv_accel.plan import Stage, Then
 from halfv_accel.strategies import STRATEGIES, Needs, needs_of
 
@@ -62,7 +63,7 @@ class Method:
     title, source : str
         As people call it; authors, year and arXiv number.
     strategy : str
-        The registered strategy that chooses.
+        The registered strategy that chooses; none where pictures are shrunk.
     steps : tuple of Step
         Its stages by default; `by_family` for models of a type (the start of the config's model_type).
     defaults : str
@@ -75,6 +76,8 @@ class Method:
         Are its layers or counts to be measured on the model at hand, and the defaults only a start?
     parameters : mapping
         The strategy's parameters that make it this method.
+    downsample : Downsample, optional
+        To how many visual tokens it shrinks pictures by default.
     """
 
     name: str
@@ -88,6 +91,7 @@ class Method:
     calibrated: bool = False
     parameters: Mapping[str, Any] = field(default_factory=dict)
     by_family: Mapping[str, tuple[Step, ...]] = field(default_factory=dict)
+    downsample: Downsample | None = None
 
     def stages(self, facts: Facts) -> tuple[Stage, ...]:
         """Its stages for a model; layers that fall together in a shallow one move apart."""

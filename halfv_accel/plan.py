@@ -3,6 +3,7 @@
 A stage at layer l acts on the *input* of decoder layer l, counted from 0, as L_IVR and L_SSR do in Table 9. So a stage
 at layer 0 acts before the language model, on the projected visual features. Beside the stages, a plan may name layers
 in which visual tokens are not updated (`skip`, ShortV); freezing them at a layer is to skip all layers from there on.
+And before all that, pictures may be shrunk (`downsample`); the stages then count from the tokens that these have.
 
 HalfV (§3.3) is two stages. The first, IVR, keeps a relevant and well spread subset at the onset of Stage II and drops
 the rest; the second, SSR, either drops nearly everything (`sparse`, the Qwen family) or stops updating what is left
@@ -15,11 +16,13 @@ the rest; the second, SSR, either drops nearly everything (`sparse`, the Qwen fa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
 from halfv_accel.budget import token_budget
+from halfv_accel.downsample import Downsample
 from halfv_accel.errors import HalfVError
 from halfv_accel.strategies import (
     Adaptive,
@@ -123,7 +126,7 @@ class Plan:
     Parameters
     ----------
     stages : tuple of Stage
-        Sorted by layer. A `freeze` is the last one. There may be none where layers are skipped.
+        Sorted by layer. A `freeze` is the last one. There may be none where layers are skipped or pictures shrunk.
     fidelity : {"paper", "reference"}
         "paper" follows the equations. "reference" follows the authors' public code where it deviates from them:
         attention scores without 1/sqrt(d), and farthest points among states that went through the final norm.
@@ -131,12 +134,17 @@ class Plan:
         A prompt with fewer visual tokens is left alone, because choosing among them would cost more than it saves.
     skip : tuple of int
         Decoder layers, counted from 0, that do not update visual tokens: these only provide keys and values there.
+    downsample : Downsample, optional
+        To how many visual tokens the pictures are shrunk before the processor cuts them up. Where prompts are made does
+        that; a model sees no pictures, so it is given the plan's `inside`. `min_visual_tokens` and the stages' budgets
+        count what is left.
     """
 
     stages: tuple[Stage, ...]
     fidelity: Fidelity = "paper"
     min_visual_tokens: int = 0
     skip: tuple[int, ...] = ()
+    downsample: Downsample | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
@@ -146,7 +154,7 @@ class Plan:
             raise HalfVError(f"the plan skips layer {wrong[0]!r}: give whole numbers of at least 0")
         if self.fidelity not in ("paper", "reference"):
             raise HalfVError(f"fidelity is {self.fidelity!r}: choose 'paper' or 'reference'")
-        if not self.stages and not self.skip:
+        if not self.stages and not self.skip and self.downsample is None:
             raise HalfVError("the plan has no stage: give at least one, e.g. with halfv_plan(...)")
         least = self.min_visual_tokens
         if not _is_whole(least, 0):
@@ -157,7 +165,17 @@ class Plan:
     @property
     def keeps_everything(self) -> bool:
         """Is nothing ever taken away, so that nothing has to be refused?"""
-        return not self.skip and all(stage.keeps_everything for stage in self.stages)
+        return not self.shrinks and not self.skip and all(stage.keeps_everything for stage in self.stages)
+
+    @property
+    def shrinks(self) -> bool:
+        """Are pictures to be made smaller?"""
+        return self.downsample is not None and not self.downsample.keeps_everything
+
+    @property
+    def inside(self) -> Plan:
+        """What is left to do in the model once the pictures are shrunk."""
+        return replace(self, downsample=None if self.stages or self.skip else Downsample())
 
     @property
     def freezes(self) -> bool:
@@ -166,12 +184,12 @@ class Plan:
 
     @property
     def first(self) -> int:
-        """The first decoder layer whose input the plan has to see."""
+        """The first decoder layer whose input the plan has to see; beyond all where it acts in none."""
         needs = [needs_of(stage.strategy) for stage in self.stages]
         if any(need.prompt for need in needs):
             return 0
         seen = [stage.layer - need.before for stage, need in zip(self.stages, needs, strict=True)]
-        return min([*seen, *self.skip])
+        return min([*seen, *self.skip], default=sys.maxsize)
 
     def spares(self, visual: int) -> bool:
         """Is a prompt with so few visual tokens left alone?"""

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from halfv_accel.downsample import Downsample
 from halfv_accel.errors import HalfVError
 from halfv_accel.files import write_atomically
 from halfv_accel.plan import Fidelity, Plan, Stage, Then
@@ -58,6 +59,15 @@ class StageDocument(BaseModel):
         return Stage(self.name, self.layer, strategy, self.retention, self.then, self.tokens, self.least)
 
 
+class DownsampleDocument(BaseModel):
+    """To how many visual tokens pictures are shrunk; see `halfv_accel.downsample.Downsample`."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    retention: Share = Field(default=1.0, description="Visual tokens of a row's pictures, at most / as they are.")
+    tokens: int | None = Field(default=None, ge=1, description="Their number at most, instead of the retention.")
+
+
 class PlanDocument(BaseModel):
     """Stages in their order, and layers that are skipped; see `halfv_accel.plan.Plan`."""
 
@@ -67,13 +77,25 @@ class PlanDocument(BaseModel):
     skip: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(), description="Decoder layers that do not update visual tokens."
     )
+    downsample: DownsampleDocument | None = Field(
+        default=None, description="How far pictures are shrunk before the processor cuts them up."
+    )
     fidelity: Fidelity = "paper"
     min_visual_tokens: int = Field(default=0, ge=0, description="Prompts with fewer visual tokens are left alone.")
 
     @classmethod
     def of(cls, plan: Plan) -> PlanDocument:
         stages = tuple(StageDocument.of(stage) for stage in plan.stages)
-        return cls(stages=stages, skip=plan.skip, fidelity=plan.fidelity, min_visual_tokens=plan.min_visual_tokens)
+        shrink = None
+        if plan.downsample is not None:
+            shrink = DownsampleDocument(retention=plan.downsample.retention, tokens=plan.downsample.tokens)
+        return cls(
+            stages=stages,
+            skip=plan.skip,
+            downsample=shrink,
+            fidelity=plan.fidelity,
+            min_visual_tokens=plan.min_visual_tokens,
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PlanDocument:
@@ -110,7 +132,10 @@ class PlanDocument(BaseModel):
             If a strategy is not known here, or the stages make no sense together.
         """
         stages = tuple(stage.stage() for stage in self.stages)
-        return Plan(stages, self.fidelity, self.min_visual_tokens, self.skip)
+        shrink = None
+        if self.downsample is not None:
+            shrink = Downsample(self.downsample.retention, self.downsample.tokens)
+        return Plan(stages, self.fidelity, self.min_visual_tokens, self.skip, shrink)
 
 
 def json_schema() -> dict[str, Any]:
@@ -124,7 +149,9 @@ def is_plan(path: str | os.PathLike[str]) -> bool:
         raw = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(raw, dict) and "schema_version" not in raw and ("stages" in raw or "skip" in raw)
+    return (
+        isinstance(raw, dict) and "schema_version" not in raw and not {"stages", "skip", "downsample"}.isdisjoint(raw)
+    )
 
 
 def parameters_of(strategy: Strategy) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 Parts are separated by commas, and each is ``what[:layer[:budget[:option...]]]``.
 
+- ``downsample::0.25`` or ``downsample::64``, first of all, shrinks the pictures before anything else; it has no layer.
 - *what* is ``ivr`` (AnchorCover), ``sparse`` (by attention of the last token), ``freeze``, ``skip``, a method of
   `halfv_accel.methods`, or a registered strategy. A part that says nothing more, or leaves out layer or budget, takes
   the method's defaults, which depend on the model.
@@ -24,6 +25,7 @@ import difflib
 from fractions import Fraction
 from typing import Any
 
+from halfv_accel.downsample import Downsample
 from halfv_accel.errors import HalfVError
 from halfv_accel.methods import Facts, Method
 from halfv_accel.plan import Plan, Stage, Then
@@ -33,6 +35,7 @@ from halfv_accel.strategies import STRATEGIES, AnchorCover, KeepNone, LastTokenA
 EXAMPLE = "ivr:2:0.25,sparse:21:0.05"
 ALIASES = {"ivr": "anchor_cover", "sparse": "last_token_attention", "freeze": "keep_none"}
 MOST_PARTS = 10_000  # of a share that is written as a fraction
+DOWNSAMPLE = "downsample"
 NAMES = {"ivr": "ivr", "sparse": "ssr", "freeze": "ssr"}  # of the stages
 STRATEGIES.reserve({*ALIASES, *METHODS, "skip"})
 
@@ -52,13 +55,16 @@ def parse_plan(text: str, facts: Facts | None = None) -> Plan:
     """
     stages: list[Stage] = []
     skip: set[int] = set()
-    for part in (part.strip() for part in text.split(",")):
+    shrink: Downsample | None = None
+    for number, part in enumerate(part.strip() for part in text.split(",")):
         what, *rest = part.split(":")
-        if what == "skip":
+        if what == DOWNSAMPLE:
+            shrink = _downsample(part, rest, number)
+        elif what == "skip":
             skip.update(_layers(part, rest))
         else:
             stages += _stages(part, what, rest, facts)
-    return Plan(tuple(stages), skip=tuple(skip))
+    return Plan(tuple(stages), skip=tuple(skip), downsample=shrink)
 
 
 def describe_plan(plan: Plan | None) -> str:
@@ -67,7 +73,8 @@ def describe_plan(plan: Plan | None) -> str:
         return "untouched"
     least = f" from {plan.min_visual_tokens} visual tokens on" if plan.min_visual_tokens else ""
     fidelity = "" if plan.fidelity == "paper" else f" ({plan.fidelity})"
-    parts = [_words(stage) for stage in plan.stages]
+    parts = [] if plan.downsample is None else [f"{DOWNSAMPLE}::{_share(plan.downsample)}"]
+    parts += [_words(stage) for stage in plan.stages]
     if plan.skip:
         parts.append("skip:" + "+".join(str(layer) for layer in plan.skip))
     return ",".join(parts) + least + fidelity
@@ -115,6 +122,20 @@ def _check_form(
     if numbers < needed or numbers > most or (method is None and not (layer and (none or budget))):
         form = ":".join(["layer", "retention", "anchor_ratio"][:most])
         raise HalfVError(f"plan part '{part}' has {numbers} numbers: write {what}:{form}, for example {EXAMPLE}")
+
+
+def _downsample(part: str, rest: list[str], number: int) -> Downsample:
+    if number:
+        raise HalfVError(f"plan part '{part}' shrinks the pictures before anything else: write it first, and once")
+    layer, *budget = rest or [""]
+    if layer or len(budget) > 1:
+        raise HalfVError(f"plan part '{part}' acts on pictures and has no layer or option: write {DOWNSAMPLE}::0.25")
+    if not any(budget):
+        return METHODS[DOWNSAMPLE].downsample or Downsample()
+    found = _budget(part, budget[0])
+    if "least" in found:
+        raise HalfVError(f"plan part '{part}' has bounds, but pictures have one size: write {DOWNSAMPLE}::0.25")
+    return Downsample(**found)
 
 
 def _budget(part: str, text: str) -> dict[str, Any]:
@@ -201,10 +222,11 @@ def _words(stage: Stage) -> str:
     return f"freeze but {words}" if stage.then == "freeze" else words
 
 
-def _share(stage: Stage) -> str:
-    if stage.tokens is not None:
-        return str(stage.tokens)
-    return _digits(stage.retention) if stage.least is None else f"{_digits(stage.least)}-{_digits(stage.retention)}"
+def _share(budget: Stage | Downsample) -> str:
+    if budget.tokens is not None:
+        return str(budget.tokens)
+    least = getattr(budget, "least", None)
+    return _digits(budget.retention) if least is None else f"{_digits(least)}-{_digits(budget.retention)}"
 
 
 def _digits(share: float) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import BatchFeature, LlavaProcessor, ProcessorMixin, VideoLlavaProcessor
 
+from halfv_accel.downsample import Downsample, shrink_pictures
 from halfv_accel.errors import HalfVError
 from halfv_accel.processors import NEEDS_TORCHVISION, VIDEO, PicturesOnly, brief
 
@@ -23,7 +24,11 @@ VICUNA_TEMPLATE = (
 
 
 def chat_inputs(
-    processor: ProcessorMixin, images: Sequence[Any], question: str, device: torch.device | str = "cpu"
+    processor: ProcessorMixin,
+    images: Sequence[Any],
+    question: str,
+    device: torch.device | str = "cpu",
+    downsample: Downsample | None = None,
 ) -> BatchFeature:
     """One user turn, pictures first, through the model's own chat template.
 
@@ -37,6 +42,8 @@ def chat_inputs(
         Asked after the pictures.
     device : torch.device or str
         Where the tensors go.
+    downsample : Downsample, optional
+        Shrink the pictures first, as a plan's `downsample` says.
 
     Returns
     -------
@@ -46,12 +53,17 @@ def chat_inputs(
     Raises
     ------
     HalfVError
-        If the processor has no chat template, or cannot prepare these pictures or this question.
+        If the processor has no chat template, or cannot prepare or shrink these pictures, or prepare this question.
     """
-    return batch_inputs(processor, [(images, question)], device)
+    return batch_inputs(processor, [(images, question)], device, downsample)
 
 
-def batch_inputs(processor: ProcessorMixin, turns: Sequence[Turn], device: torch.device | str = "cpu") -> BatchFeature:
+def batch_inputs(
+    processor: ProcessorMixin,
+    turns: Sequence[Turn],
+    device: torch.device | str = "cpu",
+    downsample: Downsample | None = None,
+) -> BatchFeature:
     """Several user turns, each a row of its own, padded on the left; else as `chat_inputs`.
 
     Parameters
@@ -64,6 +76,10 @@ def batch_inputs(processor: ProcessorMixin, turns: Sequence[Turn], device: torch
         _check_question(processor, question)
         if any(video is not None for video in videos):
             _check_watches(processor)
+    settings: dict[str, Any] = dict(padding=True, padding_side="left") if len(turns) > 1 else {}
+    if downsample is not None and not downsample.keeps_everything:
+        turns, options = _shrunk_turns(processor, turns, downsample)
+        settings |= {"images_kwargs": options} if options else {}
     try:
         inputs = processor.apply_chat_template(
             [[_user_turn(*turn)] for turn in turns],
@@ -72,7 +88,7 @@ def batch_inputs(processor: ProcessorMixin, turns: Sequence[Turn], device: torch
             tokenize=True,  # here, because transformers then adds no second start token to a template that writes one
             return_dict=True,
             return_tensors="pt",
-            processor_kwargs=dict(padding=True, padding_side="left") if len(turns) > 1 else {},
+            processor_kwargs=settings,
         )
     except HalfVError:
         raise
@@ -82,6 +98,17 @@ def batch_inputs(processor: ProcessorMixin, turns: Sequence[Turn], device: torch
             f"the picture(s) or question could not be prepared ({reason}): give others, e.g. a cropped picture"
         ) from error
     return inputs.to(device)
+
+
+def _shrunk_turns(
+    processor: ProcessorMixin, turns: Sequence[Turn], downsample: Downsample
+) -> tuple[list[Turn], dict[str, Any]]:
+    """The turns with smaller pictures, and what the image processor is told for this call."""
+    if any(video is not None for _, _, *videos in turns for video in videos):
+        raise HalfVError("downsample shrinks pictures and no videos: leave the video out, or choose another method")
+    shrunk = shrink_pictures(processor, [images for images, *_ in turns], downsample)
+    questions = (question for _, question, *_ in turns)
+    return list(zip(shrunk.rows, questions, strict=True)), shrunk.options
 
 
 def _user_turn(images: Sequence[Any], question: str, video: Any = None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from halfv_accel.downsample import Downsample
 from halfv_accel.methods import Method, Step
 
 LLAVA_SINGLE, QWEN_SINGLE = 1 / 3, 0.222  # Table 10 of the HalfV paper, single-stage methods at layer 2
@@ -299,6 +300,18 @@ BEFORE = (
         calibrated=True,
     ),
 )
+PICTURE = (
+    Method(
+        "downsample",
+        "Downsampling",
+        "VTC-Bench (2025)",
+        "",
+        (),
+        "none: a quarter halves both sides of a picture",
+        "the nearest grid that has not more tokens than asked; VTC-Bench's filter of samples is not built",
+        downsample=Downsample(0.25),
+    ),
+)
 CONTROLS = (
     Method(
         "random_choice",
@@ -319,4 +332,4 @@ CONTROLS = (
         "evenly spaced over each picture",
     ),
 )
-METHODS: dict[str, Method] = {method.name: method for method in (*INSIDE, *BEFORE, *CONTROLS)}
+METHODS: dict[str, Method] = {method.name: method for method in (*INSIDE, *BEFORE, *PICTURE, *CONTROLS)}

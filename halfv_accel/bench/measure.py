@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from halfv_accel.adapters import Family, family_of
-from halfv_accel.bench.prompts import Prompt
+from halfv_accel.bench.prompts import Prompt, shrink_prompt
 from halfv_accel.bench.results import UNTOUCHED, Comparison, Flops, Reading, variant
 from halfv_accel.engine.report import Stopwatch
 from halfv_accel.engine.run import Run, accelerate
@@ -167,14 +167,15 @@ def variants(plan: Plan) -> dict[str, Plan | None]:
     """What is compared, by name.
 
     Beside the untouched model and the plan, accelerated beforehand: the plan in a `with accelerate(...)` around each
-    call, as most people write it; with every stage keeping all (what the hooks cost); and with its first choice made by
-    attention, as FastV does, or at random (what choosing costs).
+    call, as most people write it; with every stage keeping all, of pictures as they are (what the hooks cost); and with
+    its first choice made by attention, as FastV does, or at random (what choosing costs).
     """
     compared: dict[str, Plan | None] = {UNTOUCHED: None, ACCELERATED: plan, WITH_BLOCK: plan}
-    if plan.keeps_everything:
-        return compared  # keeping everything, there is nothing to choose
+    if plan.inside.keeps_everything:
+        return compared  # there is nothing to choose
     all_kept = [_everything(stage) for stage in plan.stages]
-    compared["keep all"] = replace(plan, stages=tuple(all_kept or [Stage("all", plan.first, RandomChoice())]), skip=())
+    everything = tuple(all_kept or [Stage("all", plan.first, RandomChoice())])
+    compared["keep all"] = replace(plan, stages=everything, skip=(), downsample=None)
     for name, strategy in (("FastV-style", LastTokenAttention()), ("random", RandomChoice())):
         other = _chosen_by(plan, strategy)
         if other is not None and other not in compared.values():
@@ -249,6 +250,8 @@ def compare(
 
     Parameters
     ----------
+    plan : Plan
+        Where it shrinks pictures, its runs have prompts with smaller pictures of noise.
     new_tokens : int
         Generated for each row, whatever the model would like.
     rounds : int
@@ -257,9 +260,16 @@ def compare(
         Of the orders and of the bootstrap.
     """
     compared = variants(plan)
-    flops = {name: Flops.of(model.config, prompt.visual, prompt.text, staged) for name, staged in compared.items()}
-    made = {name: staged if name == WITH_BLOCK else prepared(model, staged) for name, staged in compared.items()}
-    runs = {name: partial(measure, model, prompt, run, new_tokens) for name, run in made.items()}
+    shrunk = shrink_prompt(model, prompt, plan.downsample, seed) if plan.downsample and plan.shrinks else prompt
+    prompts = {name: shrunk if staged is not None and staged.shrinks else prompt for name, staged in compared.items()}
+    inside = {name: None if staged is None else staged.inside for name, staged in compared.items()}
+    flops = {
+        name: Flops.of(model.config, prompts[name].visual, prompts[name].text, staged)
+        for name, staged in inside.items()
+    }
+    made = {name: staged if name == WITH_BLOCK else prepared(model, staged) for name, staged in inside.items()}
+    runs = {name: partial(measure, model, prompts[name], run, new_tokens) for name, run in made.items()}
     readings = interleave(runs, rounds, warm_up_rounds(model), seed, progress)
     found = [variant(name, staged, flops, readings, seed) for name, staged in compared.items()]
-    return Comparison(prompt.visual, prompt.text, new_tokens, rounds, found)
+    downsampled = None if shrunk is prompt else shrunk.visual
+    return Comparison(prompt.visual, prompt.text, new_tokens, rounds, found, downsampled)

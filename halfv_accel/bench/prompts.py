@@ -8,8 +8,9 @@ packing allows. Where the wanted number cannot be had it is the nearest one, and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from halfv_accel.adapters import family_of
+from halfv_accel.downsample import Downsample, check_model_shrinks, nearest_grid
 from halfv_accel.errors import HalfVError
 
 FEWEST_WORDS = 4  # of text: before and behind the picture, and Qwen's two marks around it
@@ -65,7 +67,7 @@ def build_prompt(
     HalfVError
         If it is known for no model of this class how pictures become tokens, or if a number is too small.
     """
-    family, config = family_of(model), model.config
+    config = model.config
     if config.model_type not in PICTURES:
         raise HalfVError(
             f"no prompts can be made up for {type(model).__name__}: give a model of type {', '.join(PICTURES)}"
@@ -73,19 +75,43 @@ def build_prompt(
     for what, number, least in (("visual", visual_tokens, 1), ("text", text_tokens, FEWEST_WORDS), ("row", batch, 1)):
         if number < least:
             raise HalfVError(f"a prompt of {number} {what} tokens makes no sense: give at least {least}")
-    draw = torch.Generator().manual_seed(seed)
     wanted = ragged_sizes(visual_tokens, batch) if ragged else [visual_tokens] * batch
-    pictures = [PICTURES[config.model_type](model, size, draw) for size in wanted]
-    rows = [_ids(model, row.tokens, text_tokens, draw) for row in pictures]
+    return _prompt(model, wanted, [text_tokens] * batch, PICTURES[config.model_type], seed)
+
+
+def shrink_prompt(model: Any, prompt: Prompt, downsample: Downsample, seed: int = 0) -> Prompt:
+    """A prompt as `build_prompt` makes them, of the same text and with smaller pictures.
+
+    Raises
+    ------
+    HalfVError
+        If the model's pictures do not have fewer tokens for being smaller.
+    """
+    check_model_shrinks(model)
+    return _prompt(model, prompt.visual, prompt.text, partial(_qwen, downsample=downsample), seed)
+
+
+def _prompt(
+    model: Any,
+    visual: Sequence[int],
+    text: Sequence[int],
+    noise: Callable[[Any, int, torch.Generator], Pictures],
+    seed: int,
+) -> Prompt:
+    """One row for each number of visual tokens, with pictures of noise."""
+    family, config = family_of(model), model.config
+    draw = torch.Generator().manual_seed(seed)
+    pictures = [noise(model, size, draw) for size in visual]
+    rows = [_ids(model, row.tokens, words, draw) for row, words in zip(pictures, text, strict=True)]
     ids, mask = _left_padded(rows, _words(config, 1, draw)[0])
     inputs = {"input_ids": ids, "attention_mask": mask, **_stacked([row.features for row in pictures])}
     if "image_grid_thw" in inputs:
         inputs["mm_token_type_ids"] = (ids == config.image_token_id).long()
-    visual = (family.visual_positions(ids) & mask.bool()).sum(1)
+    seen = (family.visual_positions(ids) & mask.bool()).sum(1)
     return Prompt(
         {name: _placed(tensor, model) for name, tensor in inputs.items()},
-        visual.tolist(),
-        (mask.sum(1) - visual).tolist(),
+        seen.tolist(),
+        (mask.sum(1) - seen).tolist(),
     )
 
 
@@ -150,14 +176,16 @@ def _packings(model: Any) -> dict[int, tuple[int, int]]:
     return found
 
 
-def _qwen(model: Any, visual: int, draw: torch.Generator) -> Pictures:
-    """One picture, as near to a square as the number allows."""
+def _qwen(model: Any, visual: int, draw: torch.Generator, downsample: Downsample | None = None) -> Pictures:
+    """One picture, as near to a square as the number allows, and perhaps shrunk."""
     vision = model.config.vision_config
-    merge = vision.spatial_merge_size
-    rows, columns = (side * merge for side in near_square(visual))
+    merge, grid = vision.spatial_merge_size, near_square(visual)
+    if downsample is not None:
+        grid = nearest_grid(*grid, downsample.most(visual))
+    rows, columns = (side * merge for side in grid)
     values = 3 * vision.temporal_patch_size * vision.patch_size**2
     pixels = torch.randn(rows * columns, values, generator=draw)
-    return Pictures([visual], {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, rows, columns]])})
+    return Pictures([math.prod(grid)], {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, rows, columns]])})
 
 
 PICTURES: dict[str, Callable[[Any, int, torch.Generator], Pictures]] = {

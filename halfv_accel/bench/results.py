@@ -180,6 +180,8 @@ class Comparison:
         Of each row, as counted in the prompt.
     rounds : int
         How often each variant ran after the warm-up.
+    downsampled_to : list of int, optional
+        Visual tokens of each row for the variants of a plan that shrinks pictures.
     """
 
     visual_tokens: list[int]
@@ -187,13 +189,14 @@ class Comparison:
     new_tokens: int
     rounds: int
     variants: list[Variant]
+    downsampled_to: list[int] | None = None
 
     @property
     def headline(self) -> str:
         """Batch and tokens in words."""
-        low, high = min(self.visual_tokens), max(self.visual_tokens)
-        visual = str(high) if low == high else f"{low} to {high}"
-        return f"batch {len(self.visual_tokens)}, {visual} visual + {max(self.text_tokens)} text tokens"
+        shrunk = "" if self.downsampled_to is None else f" (downsampled: {_span(self.downsampled_to)})"
+        visual = f"{_span(self.visual_tokens)} visual{shrunk}"
+        return f"batch {len(self.visual_tokens)}, {visual} + {max(self.text_tokens)} text tokens"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -223,6 +226,11 @@ def variant(
         efficiency=None if prefill is None else prefill.divided_by(flops[UNTOUCHED].exact / flops[name].exact),
         readings=own,
     )
+
+
+def _span(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(high) if low == high else f"{low} to {high}"
 
 
 def provenance(model: Any, /, **settings: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from halfv_accel.adapters import Family, check_whole_prompt
+from halfv_accel.downsample import check_model_shrinks
 from halfv_accel.engine.cache import broken_off, reduced_layer, why_not
 from halfv_accel.engine.masks import Kernel, kernel_of
 from halfv_accel.errors import HalfVError
@@ -34,6 +35,16 @@ def check_model(family: Family, plan: Plan) -> None:
     reason = why_not(DynamicCache(config=family.text.config))
     if reason is not None:
         raise HalfVError(f"this model's own cache is not supported: {reason}")
+
+
+def refuse_shrinking(model: nn.Module) -> None:
+    """Refuse to shrink pictures: a model is given tensors."""
+    check_model_shrinks(model)
+    raise HalfVError(
+        "the plan shrinks pictures (downsample), and a model only sees what was made of them: make inputs with "
+        "halfv_accel.chat_inputs(..., downsample=plan.downsample), or shrink_pictures, then call "
+        "accelerate(model, plan.inside)"
+    )
 
 
 def check_evaluating(model: nn.Module) -> None:

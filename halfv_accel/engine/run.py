@@ -81,6 +81,8 @@ def accelerate(model: nn.Module, plan: Plan | Profile | str | os.PathLike[str]) 
             f"{type(plan).__name__} is not a plan: "
             "give a Plan, a Profile, the path of a profile.json, or a plan in words"
         )
+    if plan.shrinks:
+        refusals.refuse_shrinking(family.model)
     plan.check_depth(len(family.layers))
     refusals.check_model(family, plan)
     check_projections(family, plan.first)
@@ -189,7 +191,7 @@ class Run:
     @property
     def first(self) -> int:
         """The first layer with hooks."""
-        return self.plan.first
+        return min(self.plan.first, len(self.family.layers))
 
     @property
     def forward(self) -> Forward | None:

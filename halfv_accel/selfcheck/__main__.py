@@ -11,6 +11,7 @@ import torch
 from transformers import ProcessorMixin
 from transformers.utils import logging
 
+from halfv_accel.downsample import Downsample
 from halfv_accel.errors import HalfVError
 from halfv_accel.models import load_model
 from halfv_accel.names import named_plan
@@ -36,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         model, processor = load_model(options.model, options.device, options.dtype)
         plan = None if options.plan is None else named_plan(options.plan, model)
-        checks = selfcheck(model, *random_prompts(processor, model.device), plan=plan)
+        downsample = None if plan is None else plan.downsample
+        prompts = random_prompts(processor, model.device, downsample)
+        checks = selfcheck(model, *prompts, plan=None if plan is None else plan.inside)
     except HalfVError as error:
         print(f"halfv: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
@@ -45,10 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if all(check.ok for check in checks) else 1
 
 
-def random_prompts(processor: ProcessorMixin, device: torch.device | str = "cpu") -> list[dict[str, Any]]:
+def random_prompts(
+    processor: ProcessorMixin, device: torch.device | str = "cpu", downsample: Downsample | None = None
+) -> list[dict[str, Any]]:
     """Short questions about small random pictures: one alone, and two of unequal length in a batch.
 
-    Without a padding token there is no batch.
+    Without a padding token there is no batch. Pictures may be shrunk as a plan says.
 
     Raises
     ------
@@ -57,9 +62,9 @@ def random_prompts(processor: ProcessorMixin, device: torch.device | str = "cpu"
     """
     draw = torch.Generator().manual_seed(0)
     turns = [([random_picture(height, width, draw)], question) for (height, width), question in QUESTIONS]
-    prompts = [dict(batch_inputs(processor, turns[:1], device))]
+    prompts = [dict(batch_inputs(processor, turns[:1], device, downsample))]
     if processor.tokenizer.pad_token_id is not None:
-        prompts.append(dict(batch_inputs(processor, turns, device)))
+        prompts.append(dict(batch_inputs(processor, turns, device, downsample)))
     return prompts
 
 
