@@ -1,0 +1,424 @@
+"""Pictures are shrunk to the nearest grid that their processor can make, and nothing else changes."""
+
+import copy
+import math
+from collections import Counter
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from halfv_accel import (
+    Downsample,
+    Plan,
+    Stage,
+    accelerate,
+    chat_inputs,
+    load_model,
+    paper_flops,
+    prefill_flops,
+    shrink_pictures,
+)
+from halfv_accel.adapters import FAMILIES
+from halfv_accel.answer_many import answer_many
+from halfv_accel.answers import answer
+from halfv_accel.bench import build_prompt, compare
+from halfv_accel.bench.measure import variants
+from halfv_accel.bench.prompts import shrink_prompt
+from halfv_accel.catalogue import catalogue
+from halfv_accel.downsample import divided, nearest_grid, visual_tokens
+from halfv_accel.flops import selection_flops
+from halfv_accel.names import architecture
+from halfv_accel.plan_text import parse_plan
+from halfv_accel.prompts import batch_inputs
+from halfv_accel.selfcheck.__main__ import random_prompts
+from halfv_data import scenes
+
+from .refusing import refusal
+from .test_answer_many import Asked
+
+SHRINKING = sorted(name for name in FAMILIES if "Qwen" in name)
+SIZES = [(640, 480), (300, 300), (97, 613), (2000, 31), (5, 9), (1600, 1200)]
+BUDGETS = [Downsample(share) for share in (0.001, 0.05, 0.25, 0.6, 0.999)] + [Downsample(tokens=n) for n in (1, 7, 64)]
+SAMPLES = list(scenes(3, seed=0))
+sides = st.integers(1, 40)
+
+
+@pytest.fixture(scope="session")
+def wide(hub):
+    """``wide(architecture)``: model and processor with limits that allow pictures of 4 to 300 visual tokens."""
+
+    def load(name):
+        model, processor = load_model(hub(name))
+        images = processor.image_processor
+        unit = (images.patch_size * images.merge_size) ** 2
+        images.size = type(images.size)(shortest_edge=4 * unit, longest_edge=300 * unit)
+        return model.eval(), processor
+
+    loaded = {name: load(name) for name in SHRINKING}
+    return loaded.__getitem__
+
+
+def noise(size, seed=0):
+    width, height = size
+    draw = torch.Generator().manual_seed(seed)
+    return Image.fromarray(torch.randint(256, (height, width, 3), generator=draw, dtype=torch.uint8).numpy())
+
+
+def cut(processor, images, **told):
+    """Rows and columns of the visual tokens of each picture, by the processor itself."""
+    image_processor = processor.image_processor
+    grids = image_processor(images=images, return_tensors="pt", **told)["image_grid_thw"]
+    return [
+        (rows // image_processor.merge_size, columns // image_processor.merge_size)
+        for _, rows, columns in grids.tolist()
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------------- the grid
+
+
+def all_grids(rows, columns, tokens):
+    """The rule, read off from every grid that there is."""
+    if tokens >= rows * columns:
+        return rows, columns
+    height, width = Fraction(rows * tokens, columns), Fraction(columns * tokens, rows)  # squares of the exact sides
+    if height < 1:
+        height, width = Fraction(1), Fraction(tokens) ** 2
+    elif width < 1:
+        height, width = Fraction(tokens) ** 2, Fraction(1)
+
+    def beside(side, square):
+        return (side - 1) ** 2 < square < (side + 1) ** 2
+
+    grids = [
+        (high, wide)
+        for high in range(1, tokens + 1)
+        for wide in range(1, tokens // high + 1)
+        if beside(high, height) and beside(wide, width)
+    ]
+    stretch = {(high, wide): Fraction(high, wide) / Fraction(rows, columns) for high, wide in grids}
+    return max(grids, key=lambda grid: (math.prod(grid), min(stretch[grid], 1 / stretch[grid]), grid[1]))
+
+
+@given(sides, sides, st.integers(1, 300))
+def test_the_grid_is_the_nearest_of_all(rows, columns, tokens):
+    assert nearest_grid(rows, columns, tokens) == all_grids(rows, columns, tokens)
+
+
+@given(sides, sides, st.integers(1, 1600))
+def test_never_more_than_asked_and_no_side_grows(rows, columns, tokens):
+    high, wide = nearest_grid(rows, columns, tokens)
+    assert 1 <= high * wide <= tokens
+    assert high <= rows and wide <= columns
+    assert (high, wide) == nearest_grid(columns, rows, tokens)[::-1] or high * rows == wide * columns or rows == columns
+
+
+@given(sides, sides, st.integers(1, 6))
+def test_what_fits_is_met_exactly_in_the_same_aspect_ratio(rows, columns, factor):
+    """A picture of several times each side comes back to these sides."""
+    assert nearest_grid(rows * factor, columns * factor, rows * columns) == (rows, columns)
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=6), st.floats(0, 1))
+def test_a_row_s_tokens_are_divided_in_proportion(own, share):
+    budget = max(1, int(share * sum(own)))
+    found = divided(budget, own)
+    assert all(1 <= got <= has for got, has in zip(found, own, strict=True))
+    assert sum(found) <= max(budget, len(own))
+    if budget == sum(own):
+        assert found == own
+    if budget >= len(own):
+        spare = sum(own) - len(own)
+        for got, has in zip(found, own, strict=True):  # beside the one that each has
+            exact = (budget - len(own)) * (has - 1) / spare if spare else 0
+            assert exact - 1 < got - 1 <= exact + 1e-9
+
+
+# ------------------------------------------------------------------------------------------------------ the processors
+
+
+@pytest.mark.parametrize("architecture", SHRINKING)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("wanted", BUDGETS, ids=str)
+def test_the_real_processor_makes_the_grid(wide, architecture, size, wanted):
+    _, processor = wide(architecture)
+    told = copy.deepcopy(processor.image_processor.to_dict())
+    picture = noise(size)
+    [whole] = cut(processor, [picture])
+    shrunk = shrink_pictures(processor, [[picture]], wanted)
+    grid = all_grids(*whole, wanted.most(math.prod(whole)))
+    assert cut(processor, shrunk.rows[0], **shrunk.options) == [grid]
+    assert (shrunk.before, shrunk.after) == ([math.prod(whole)], [math.prod(grid)])
+    inputs = chat_inputs(processor, [picture], "Where?", downsample=wanted)
+    assert (inputs["input_ids"] == processor.image_token_id).sum() == math.prod(grid)
+    assert processor.image_processor.to_dict() == told
+    assert visual_tokens(processor, [picture]) == math.prod(whole)
+
+
+@pytest.mark.parametrize("architecture", SHRINKING)
+def test_the_picture_is_resized_once_and_as_the_processor_would(wide, architecture):
+    """Its pixels are those of the processor with a limit that leads to the same grid."""
+    _, processor = wide(architecture)
+    picture, images = noise((480, 480)), processor.image_processor
+    unit = images.patch_size * images.merge_size
+    limits = {"shortest_edge": unit**2, "longest_edge": 16 * unit**2}
+    wanted = images(images=[picture], size=limits, return_tensors="pt")
+    assert wanted["image_grid_thw"].prod() == 16 * 4
+    mine = chat_inputs(processor, [picture], "Where?", downsample=Downsample(tokens=16))
+    assert torch.equal(mine["image_grid_thw"], wanted["image_grid_thw"])
+    assert torch.equal(mine["pixel_values"], wanted["pixel_values"])
+
+
+@pytest.mark.parametrize("architecture", SHRINKING)
+@pytest.mark.parametrize("wanted", [Downsample(), Downsample(1.0), Downsample(tokens=10**6)], ids=str)
+def test_keeping_everything_changes_nothing(wide, architecture, wanted):
+    _, processor = wide(architecture)
+    images = [noise((300, 200)), noise((5, 9)), noise((90, 90)).convert("P"), noise((40, 80)).convert("RGBA")]
+    shrunk = shrink_pictures(processor, [images], wanted)
+    assert all(mine is given for mine, given in zip(shrunk.rows[0], images, strict=True))
+    assert shrunk.options == {} and shrunk.before == shrunk.after
+    plain, mine = (chat_inputs(processor, images, "Where?", downsample=each) for each in (None, wanted))
+    assert set(plain) == set(mine) and all(torch.equal(plain[name], mine[name]) for name in plain)
+
+
+@pytest.mark.parametrize("architecture", SHRINKING)
+def test_several_pictures_and_rows_share_alike(wide, architecture):
+    """A row's budget is its own, and each row has the pixels that it has alone, whatever stands beside it."""
+    _, processor = wide(architecture)
+    rows = [[noise((600, 400)), noise((200, 300), 1)], [], [noise((30, 20), 2)], [noise((200, 200), 3)] * 3]
+    wanted = Downsample(tokens=20)
+    shrunk = shrink_pictures(processor, rows, wanted)
+    assert [len(row) for row in shrunk.rows] == [2, 0, 1, 3]
+    assert all(now <= min(20, was) for was, now in zip(shrunk.before, shrunk.after, strict=True))
+    assert shrunk.before[2] == shrunk.after[2]  # few enough
+    together = batch_inputs(processor, [(row, "Where?") for row in rows], downsample=wanted)
+    counts = (together["input_ids"] == processor.image_token_id).sum(1)
+    assert counts.tolist() == shrunk.after
+    alone = [batch_inputs(processor, [(row, "Where?")], downsample=wanted) for row in rows if row]
+    assert torch.equal(together["image_grid_thw"], torch.cat([each["image_grid_thw"] for each in alone]))
+    assert torch.equal(together["pixel_values"], torch.cat([each["pixel_values"] for each in alone]))
+
+
+def test_a_share_counts_each_row_s_own_pictures(wide):
+    _, processor = wide("Qwen2_5_VLForConditionalGeneration")
+    rows = [[noise((280, 280))], [noise((140, 140))], [noise((280, 280)), noise((280, 280))]]
+    shrunk = shrink_pictures(processor, rows, Downsample(0.25))
+    assert shrunk.before == [100, 25, 200]
+    assert shrunk.after == [25, 6, 50]
+
+
+def test_every_picture_keeps_a_token_and_the_model_takes_it(wide):
+    for name in SHRINKING:
+        model, processor = wide(name)
+        images = [noise((600, 400)), noise((30, 20)), noise((90, 400))]
+        inputs = chat_inputs(processor, images, "Where?", downsample=Downsample(0.0001))
+        assert (inputs["input_ids"] == processor.image_token_id).sum() == 3
+        assert model(**inputs).logits.isfinite().all()
+
+
+def test_arrays_and_modes_are_made_pictures(wide):
+    _, processor = wide("Qwen2VLForConditionalGeneration")
+    picture, wanted = noise((300, 200)), Downsample(tokens=12)
+    plain = shrink_pictures(processor, [[picture]], wanted).rows[0][0]
+    array = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(200, 300, 3).numpy()
+    clear = picture.copy()
+    clear.putalpha(255)
+    for same in (array, clear):
+        assert shrink_pictures(processor, [[same]], wanted).rows[0][0].tobytes() == plain.tobytes()
+    palette = shrink_pictures(processor, [[picture.convert("P")]], wanted).rows[0][0]
+    assert palette.mode == "RGB" and len(Counter(palette.getdata())) > 256  # resized in colours, not in numbers of them
+
+
+# -------------------------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize("architecture", sorted(set(FAMILIES) - set(SHRINKING)))
+def test_fixed_grids_are_refused(hub, architecture):
+    model, processor = load_model(hub(architecture))
+    said = "tiles up to fixed sizes" if "Next" in architecture else "a picture of any size"
+    plan = parse_plan("downsample::0.25")
+    pattern = f"downsample is not for {{}}.*{said}.*choose a method"
+    whose = type(processor).__name__
+    refusal(lambda: shrink_pictures(processor, [[noise((90, 60))]], plan.downsample), pattern.format(whose))
+    refusal(lambda: chat_inputs(processor, [noise((90, 60))], "?", downsample=plan.downsample), pattern.format(whose))
+    refusal(lambda: accelerate(model, plan), pattern.format(architecture))
+    prompt = build_prompt(model, 16, 8) if architecture != "VideoLlavaForConditionalGeneration" else None
+    refusal(lambda: shrink_prompt(model, prompt, plan.downsample), pattern.format(architecture))
+
+
+def test_a_model_alone_cannot_shrink_pictures(wide):
+    model, _ = wide("Qwen2VLForConditionalGeneration")
+    for plan in (parse_plan("downsample::64"), parse_plan("downsample::0.5,ivr:2:0.5")):
+        refusal(
+            lambda plan=plan: accelerate(model, plan), r"downsample=plan.downsample.*accelerate\(model, plan.inside\)"
+        )
+        accelerate(model, plan.inside)
+    accelerate(model, parse_plan("downsample::1,ivr:2:0.5"))
+
+
+def test_what_is_no_picture_is_refused(wide):
+    _, processor = wide("Qwen2VLForConditionalGeneration")
+    wanted = Downsample(0.5)
+    refusal(
+        lambda: chat_inputs(processor, ["picture.png"], "?", downsample=wanted), "'picture.png' is no picture.*open"
+    )
+    strip = Image.new("RGB", (3000, 3))
+    refusal(lambda: chat_inputs(processor, [strip], "?", downsample=wanted), "3000 x 3 pixels.*crop it")
+    video = [([], "?", [strip] * 4)]
+    refusal(lambda: batch_inputs(processor, video, downsample=wanted), "videos")
+
+
+@pytest.mark.parametrize("given", [dict(retention=0), dict(retention=1.5), dict(retention=True), dict(tokens=0)])
+def test_budgets_that_make_no_sense_are_refused(given):
+    refusal(lambda: Downsample(**given), "downsample has")
+    refusal(lambda: Downsample(0.5, 7), "one of them")
+
+
+WRONG = {
+    "ivr:2:0.5,downsample::0.25": "write it first",
+    "downsample::0.5,downsample::0.5": "once",
+    "downsample:2:0.25": "no layer",
+    "downsample::0.25:own": "no layer or option",
+    "downsample::0.1-0.5": "has bounds",
+    "downsample::half": "where a number belongs",
+    "downsample::0": "give a number in",
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_nonsense_in_words_is_refused(text):
+    refusal(lambda: parse_plan(text), WRONG[text])
+
+
+# ------------------------------------------------------------------------------------------------- plans and answers
+
+STAGED = Plan((Stage("ivr", 2, "anchor_cover", 0.5),), downsample=Downsample(0.5))
+
+
+def test_stages_count_from_what_is_left(wide):
+    for name in SHRINKING:
+        model, processor = wide(name)
+        images = [SAMPLES[0].image.resize((320, 256))]
+        inputs = chat_inputs(processor, images, "Where?", downsample=STAGED.downsample)
+        [left] = shrink_pictures(processor, [images], STAGED.downsample).after
+        with accelerate(model, STAGED.inside) as run:
+            model(**inputs)
+        assert run.last.visual_tokens == [left]
+        assert run.last.stages[0].after == [left // 2]
+
+
+def test_a_plan_that_only_shrinks_leaves_the_model_as_it_is(wide):
+    model, processor = wide("Qwen2_5_VLForConditionalGeneration")
+    plan = parse_plan("downsample::0.25")
+    turns = [([SAMPLES[0].image], "Where?"), ([SAMPLES[1].image] * 2, "Which one is it?"), ([], "Why?")]
+    inputs = batch_inputs(processor, turns, downsample=plan.downsample)
+    plain = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    with accelerate(model, plan.inside) as run:
+        assert torch.equal(model.generate(**inputs, max_new_tokens=3, do_sample=False), plain)
+    assert run.last.visual_tokens == (inputs["input_ids"] == processor.image_token_id).sum(1).tolist()
+    assert run.last.average_visual_tokens == run.last.visual_tokens
+
+
+def test_an_answer_counts_from_the_pictures_as_they_are(wide):
+    model, processor = wide("Qwen2_5_VLForConditionalGeneration")
+    images = [SAMPLES[0].image]
+    whole, inputs = (chat_inputs(processor, images, "Where?", downsample=each) for each in (None, STAGED.downsample))
+    refusal(lambda: answer(model, processor, inputs, STAGED), "as whole")
+    result = answer(model, processor, inputs, STAGED, max_new_tokens=3, compare=True, whole=whole)
+    before, after = ((each["input_ids"] == processor.image_token_id).sum().item() for each in (whole, inputs))
+    assert (result.visual_tokens, result.downsampled_to, result.stages[0].after) == (before, after, after // 2)
+    text = whole["input_ids"].shape[1] - before
+    untouched = prefill_flops(model.config, before, text)
+    assert result.flops_ratio == prefill_flops(model.config, after, text, STAGED.inside) / untouched
+    ids = model.generate(**whole, max_new_tokens=3, do_sample=False)[0, whole["input_ids"].shape[1] :]
+    assert result.untouched.text == processor.decode(ids, skip_special_tokens=True).strip()
+
+
+def test_many_answers_are_those_of_each_alone(wide):
+    model, processor = wide("Qwen2_5_VLForConditionalGeneration")
+    asked = [Asked("Where?", [SAMPLES[0].image]), Asked("Why is it so?", []), Asked("What?", [SAMPLES[1].image] * 2)]
+    asked.append(Asked("When?", [], [SAMPLES[2].image] * 4))
+    with accelerate(model, STAGED.inside) as run:
+        [replies] = answer_many(run, processor, asked, 4, 3, STAGED.downsample)
+    for each, reply in zip(asked[:3], replies, strict=False):
+        whole, inputs = (
+            chat_inputs(processor, each.images, each.question, downsample=by) for by in (None, STAGED.downsample)
+        )
+        alone = answer(model, processor, inputs, STAGED, 3, whole=whole)
+        assert (reply.text, reply.visual_tokens, reply.downsampled_to) == (
+            alone.text,
+            alone.visual_tokens,
+            alone.downsampled_to,
+        )
+    assert "video" in replies[3].error
+
+
+@pytest.mark.parametrize("wanted", [Downsample(0.25), Downsample(tokens=100)])
+def test_flops_are_those_of_fewer_tokens(wanted):
+    config = architecture("qwen2.5-vl-7b")
+    plan = replace(parse_plan("fastv:2:0.5"), downsample=wanted)
+    left = wanted.most(800)
+    for count in (prefill_flops, paper_flops):
+        assert count(config, 800, 50, plan) == count(config, left, 50, plan.inside)
+        only = Plan((), downsample=wanted)
+        assert count(config, 800, 50, only) == count(config, left, 50)
+    assert selection_flops(config, 800, plan) == selection_flops(config, left, plan.inside)
+
+
+def test_the_catalogue_names_it():
+    [row] = [row for row in catalogue(architecture("llava-1.5-7b")) if row["name"] == "downsample"]
+    assert row["where"] == "the picture" and "VTC-Bench" in row["source"]
+    assert "LLaVA" not in row["families"]
+    assert parse_plan(row["plan"]) == parse_plan("downsample")
+
+
+# ------------------------------------------------------------------------------------------------------ benchmarks
+
+
+@pytest.mark.parametrize("architecture", SHRINKING)
+def test_bench_prompts_get_a_smaller_grid_and_keep_their_text(wide, architecture):
+    model, _ = wide(architecture)
+    prompt = build_prompt(model, 60, 9, batch=3, ragged=True)
+    shrunk = shrink_prompt(model, prompt, Downsample(0.25))
+    assert shrunk.text == prompt.text == [9, 9, 9]
+    for row, (was, now) in enumerate(zip(prompt.visual, shrunk.visual, strict=True)):
+        rows, columns = (side // 2 for side in prompt.inputs["image_grid_thw"][row, 1:].tolist())
+        assert now == math.prod(all_grids(rows, columns, was // 4)) <= was // 4
+    assert len(shrunk.inputs["pixel_values"]) == 4 * sum(shrunk.visual)
+    assert model(**shrunk.inputs).logits.isfinite().all()
+
+
+def test_bench_runs_the_untouched_model_on_pictures_as_they_are(wide):
+    model, _ = wide("Qwen2VLForConditionalGeneration")
+    prompt = build_prompt(model, 64, 9)
+    found = compare(model, STAGED, prompt, new_tokens=2, rounds=1)
+    assert (found.visual_tokens, found.downsampled_to) == ([64], [30])
+    assert "64 visual (downsampled: 30)" in found.headline
+    by_name = {each.name: each for each in found.variants}
+    assert by_name["accelerated"].plan == "downsample::0.5,ivr:2:0.5:0.1"
+    assert by_name["untouched"].flops.exact == prefill_flops(model.config, 64, 9) == by_name["keep all"].flops.exact
+    assert by_name["accelerated"].flops.exact == prefill_flops(model.config, 30, 9, STAGED.inside)
+    only = compare(model, Plan((), downsample=Downsample(0.25)), prompt, new_tokens=2, rounds=1)
+    assert [each.name for each in only.variants] == ["untouched", "accelerated", "with block"]
+    assert [each.flops.exact for each in only.variants][1:] == [prefill_flops(model.config, 16, 9)] * 2
+
+
+def test_other_choices_stand_on_the_same_small_pictures():
+    found = variants(STAGED)
+    assert found["keep all"].downsample is None
+    assert {found[name].downsample for name in ("accelerated", "with block", "FastV-style", "random")} == {
+        STAGED.downsample
+    }
+    assert list(variants(Plan((), skip=(3,)))) == ["untouched", "accelerated", "with block"]
+
+
+def test_a_checkpoint_is_checked_on_small_pictures(wide):
+    _, processor = wide("Qwen2VLForConditionalGeneration")
+    whole, small = (random_prompts(processor, downsample=each) for each in (None, Downsample(0.5)))
+    for was, now in zip(whole, small, strict=True):
+        assert (now["image_grid_thw"].prod(1) <= was["image_grid_thw"].prod(1) // 2).all()
