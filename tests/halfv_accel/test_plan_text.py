@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from halfv_accel import HalfVError, Plan, Stage, halfv_plan
+from halfv_accel import Downsample, HalfVError, Plan, Stage, halfv_plan
 from halfv_accel.bench import describe_plan, parse_plan
 from halfv_accel.methods import Facts
 from halfv_accel.plan_document import PlanDocument
@@ -35,7 +35,8 @@ def plans(draw):
     stages = [draw(stage_at(layer)) for layer in layers]
     if draw(st.booleans()):
         stages[-1] = Stage("end", layers[-1], KeepNone(), 0.0, draw(st.sampled_from(["drop", "freeze"])))
-    return Plan(tuple(stages), skip=tuple(draw(st.sets(st.integers(0, 40), max_size=4))))
+    shrink = draw(st.none() | st.builds(Downsample, ratios) | st.integers(2, 2000).map(lambda n: Downsample(tokens=n)))
+    return Plan(tuple(stages), skip=tuple(draw(st.sets(st.integers(0, 40), max_size=4))), downsample=shrink)
 
 
 @st.composite
@@ -53,7 +54,7 @@ def stage_at(draw, layer):
 def meaning(plan):
     """All but the names of stages."""
     stages = [(s.layer, s.strategy, s.retention, s.tokens, s.least, s.then) for s in plan.stages]
-    return stages, plan.skip
+    return stages, plan.skip, plan.downsample
 
 
 @given(plans())
@@ -102,7 +103,7 @@ def test_options_bounds_and_skipped_layers():
 @pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl"])
 def test_every_method_has_a_plan_for_every_depth(name, depth, kind):
     """In order, within the model, and the same once it is written out."""
-    if not METHODS[name].steps:
+    if not METHODS[name].steps and METHODS[name].downsample is None:
         refusal(lambda: parse_plan(name, Facts(depth, kind)), "has to be measured.*skip:")
         return
     plan = parse_plan(name, Facts(depth, kind))
