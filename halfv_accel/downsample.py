@@ -144,10 +144,9 @@ def visual_tokens(processor: ProcessorMixin, images: Sequence[Any]) -> int:
 def nearest_grid(rows: int, columns: int, tokens: int) -> Grid:
     """The grid with at most so many tokens that a picture of rows x columns is shrunk to.
 
-    Exactly `tokens` in the picture's aspect ratio would take sides that are no whole numbers. Each side is one of the
-    two whole numbers beside its exact one, as a processor rounds, too; of such grids it is the one with the most
-    tokens, and of these the one nearest to the picture's aspect ratio, then the wider one. A side of less than one
-    token is one token, and the other side then has all of them.
+    Exactly `tokens` in the picture's aspect ratio would take sides that are no whole numbers. Of all grids without more
+    tokens, and without a longer side than the picture has, it is the one whose sides are nearest to these: whose larger
+    relative error is the smallest. Of several, the one with the most tokens, then the wider one.
 
     Parameters
     ----------
@@ -158,22 +157,15 @@ def nearest_grid(rows: int, columns: int, tokens: int) -> Grid:
     """
     if tokens >= rows * columns:
         return rows, columns
-    if rows * tokens < columns:
-        return 1, tokens
-    if columns * tokens < rows:
-        return tokens, 1
-    near = [
-        (high, wide)
-        for high in _around(rows * tokens, columns)
-        for wide in _around(columns * tokens, rows)
-        if high * wide <= tokens
-    ]
+    height, width = Fraction(rows * tokens, columns), Fraction(columns * tokens, rows)  # the exact sides, squared
 
-    def quality(grid: Grid) -> tuple[int, Fraction, int]:
-        stretch = Fraction(grid[0] * columns, grid[1] * rows)
-        return math.prod(grid), min(stretch, 1 / stretch), grid[1]
+    def quality(grid: Grid) -> tuple[Fraction, int, int]:
+        high, wide = grid
+        errors = (high**2 / height, wide**2 / width)
+        return -max(max(error, 1 / error) for error in errors), high * wide, wide
 
-    return max(near, key=quality)
+    # For a height, the longest width that fits is the best one: a longer row is never farther off than the height is.
+    return max(((high, min(columns, tokens // high)) for high in range(1, min(rows, tokens) + 1)), key=quality)
 
 
 def divided(tokens: int, pictures: Sequence[int]) -> list[int]:
@@ -196,12 +188,6 @@ def check_model_shrinks(model: Any) -> None:
 
 def _why_not(name: str, tiles: bool) -> str:
     return f"downsample is not for {name}, which {TILES if tiles else FIXED}: {WAY_OUT}"
-
-
-def _around(numerator: int, denominator: int) -> range:
-    """The whole numbers less than one away from the square root of a fraction, which is at least 1."""
-    low = math.isqrt(numerator // denominator)
-    return range(low, low + 1 if low * low * denominator == numerator else low + 2)
 
 
 def _grids(untouched: Sequence[Grid], wanted: Downsample) -> list[Grid]:

@@ -175,6 +175,8 @@ class Plan:
     @property
     def inside(self) -> Plan:
         """What is left to do in the model once the pictures are shrunk."""
+        if self.downsample is None:
+            return self
         return replace(self, downsample=None if self.stages or self.skip else Downsample())
 
     @property

@@ -84,25 +84,14 @@ def cut(processor, images, **told):
 
 def all_grids(rows, columns, tokens):
     """The rule, read off from every grid that there is."""
-    if tokens >= rows * columns:
-        return rows, columns
-    height, width = Fraction(rows * tokens, columns), Fraction(columns * tokens, rows)  # squares of the exact sides
-    if height < 1:
-        height, width = Fraction(1), Fraction(tokens) ** 2
-    elif width < 1:
-        height, width = Fraction(tokens) ** 2, Fraction(1)
-
-    def beside(side, square):
-        return (side - 1) ** 2 < square < (side + 1) ** 2
-
-    grids = [
-        (high, wide)
-        for high in range(1, tokens + 1)
-        for wide in range(1, tokens // high + 1)
-        if beside(high, height) and beside(wide, width)
-    ]
-    stretch = {(high, wide): Fraction(high, wide) / Fraction(rows, columns) for high, wide in grids}
-    return max(grids, key=lambda grid: (math.prod(grid), min(stretch[grid], 1 / stretch[grid]), grid[1]))
+    exact = Fraction(rows * tokens, columns), Fraction(columns * tokens, rows)  # squares of the exact sides
+    found = []
+    for high in range(1, rows + 1):
+        for wide in range(1, columns + 1):
+            if high * wide <= tokens:
+                ratios = [Fraction(side * side) / square for side, square in zip((high, wide), exact, strict=True)]
+                found.append((-max(*ratios, *(1 / ratio for ratio in ratios)), high * wide, wide, (high, wide)))
+    return (rows, columns) if tokens >= rows * columns else max(found)[-1]
 
 
 @given(sides, sides, st.integers(1, 300))
@@ -115,6 +104,34 @@ def test_never_more_than_asked_and_no_side_grows(rows, columns, tokens):
     high, wide = nearest_grid(rows, columns, tokens)
     assert 1 <= high * wide <= tokens
     assert high <= rows and wide <= columns
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "tokens", "grid"),
+    [
+        (24, 24, 64, (8, 8)),
+        (24, 24, 192, (13, 14)),
+        (24, 24, 63, (7, 9)),  # exact, and no farther from 7.94 x 7.94 than 7 x 8
+        (8, 8, 63, (7, 8)),  # no side grows
+        (36, 64, 100, (7, 14)),
+        (25, 9, 9, (4, 2)),  # rounding down both sides would leave five of nine
+        (2, 100, 100, (1, 100)),
+        (1, 50, 7, (1, 7)),
+        (50, 1, 7, (7, 1)),
+        (4, 90, 3, (1, 3)),
+        (3, 3, 1, (1, 1)),
+    ],
+)
+def test_grids_by_hand(rows, columns, tokens, grid):
+    assert nearest_grid(rows, columns, tokens) == grid
+
+
+@given(sides, sides, st.integers(1, 1600))
+def test_at_least_as_many_as_the_processor_s_own_limit_leaves(rows, columns, tokens):
+    """Which rounds both sides down."""
+    high, wide = nearest_grid(rows, columns, tokens)
+    floor = math.isqrt(rows * tokens // columns) * math.isqrt(columns * tokens // rows)
+    assert high * wide >= min(floor, rows * columns)
 
 
 @given(sides, sides, st.integers(1, 6))
