@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from halfv_accel.downsample import FAMILIES as SHRINKING_FAMILIES
+from halfv_accel.downsample import MODEL_TYPES as SHRINKING_TYPES
 from halfv_accel.methods import Facts, Method
 from halfv_accel.names import architecture
 from halfv_accel.plan import Plan
@@ -67,7 +68,7 @@ def main(path: str) -> None:
 
 def _method_row(method: Method, facts: Facts) -> dict[str, Any]:
     if method.downsample is not None:
-        return _downsample_row(method)
+        return _downsample_row(method, facts)
     plan = Plan(method.stages(facts)) if method.steps else None
     row = _row(method.name, method.title, STRATEGIES.build(method.strategy, method.parameters))
     places = dict.fromkeys("inside" if stage.layer else "before" for stage in plan.stages) if plan else ["inside"]
@@ -85,16 +86,17 @@ def _method_row(method: Method, facts: Facts) -> dict[str, Any]:
     }
 
 
-def _downsample_row(method: Method) -> dict[str, Any]:
+def _downsample_row(method: Method, facts: Facts) -> dict[str, Any]:
     """The pictures are shrunk, and nothing is chosen."""
+    shrinks = facts.model_type in SHRINKING_TYPES
     return {
         "name": method.name,
         "title": method.title,
-        "needs": ["pictures of any size"],
+        "needs": ["a grid that follows from the picture's size"],
         "does": [],
         "families": SHRINKING_FAMILIES,
         "where": "the picture",
-        "plan": describe_plan(Plan((), downsample=method.downsample)),
+        "plan": describe_plan(Plan((), downsample=method.downsample)) if shrinks else "",
         "source": method.source,
         "defaults": method.defaults,
         "departs": method.departs,
