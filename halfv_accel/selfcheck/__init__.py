@@ -102,7 +102,8 @@ def selfcheck(model: Any, *prompts: Mapping[str, Any], plan: Plan | None = None)
         raise HalfVError("there is nothing to compare: give at least one prompt with a picture")
     if plan is not None and not plan.stages and not plan.skip:
         raise HalfVError(
-            f"{describe_plan(plan)} leaves the model as it is, so there is nothing to check: add stages behind it"
+            "the plan has no stage and leaves the model as it is, so there is nothing to check: "
+            "add stages behind downsample"
         )
     planned = plans(depth) if plan is None else {describe_plan(plan): plan}
     accelerate(model, next(iter(planned.values())))  # refuses what it cannot take, before anything is computed

@@ -58,12 +58,17 @@ def run_trials(
     Raises
     ------
     HalfVError
-        If the model is not supported, a prompt ends in a visual token, or a plan names a layer that the model does not
-        have.
+        If the model is not supported, a prompt ends in a visual token, or a plan shrinks pictures or names a layer that
+        the model does not have.
     """
     fidelity, *others = {plan.fidelity for plan in plans} or {"paper"}
     if others:
         raise HalfVError("plans of both fidelities cannot share their layers: run them one after the other")
+    if any(plan.shrinks for plan in plans):
+        raise HalfVError(
+            "plans share a batch, and one that shrinks pictures (downsample) needs smaller ones: make inputs with "
+            "batch_inputs(..., downsample=plan.downsample), and give plan.inside"
+        )
     extended, wanted, last = with_replies(inputs, replies)
     replay = Replay(model, extended, fidelity, wanted, last, plans)
     check_prompt(ends_in_visual(replay.prefill.visual, last).tolist())

@@ -35,6 +35,7 @@ from halfv_accel.flops import selection_flops
 from halfv_accel.names import architecture
 from halfv_accel.plan_text import parse_plan
 from halfv_accel.prompts import batch_inputs
+from halfv_accel.selfcheck import selfcheck
 from halfv_accel.selfcheck.__main__ import random_prompts
 from halfv_data import scenes
 
@@ -441,3 +442,10 @@ def test_a_checkpoint_is_checked_on_small_pictures(wide):
     whole, small = (random_prompts(processor, downsample=each) for each in (None, Downsample(0.5)))
     for was, now in zip(whole, small, strict=True):
         assert (now["image_grid_thw"].prod(1) <= was["image_grid_thw"].prod(1) // 2).all()
+
+
+def test_a_checkpoint_is_not_checked_where_nothing_is_done_to_it(wide):
+    model, processor = wide("Qwen2VLForConditionalGeneration")
+    plan = parse_plan("downsample::0.5")
+    refusal(lambda: selfcheck(model, *random_prompts(processor), plan=plan.inside), "nothing to check")
+    refusal(lambda: selfcheck(model, *random_prompts(processor), plan=STAGED), "plan.inside")

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from halfv_accel import HalfVError, accelerate, halfv_plan
+from halfv_accel import Downsample, HalfVError, Plan, accelerate, halfv_plan
 from halfv_probe.trials.replies import Replies, greedy_replies
 from halfv_probe.trials.walk import run_trials
 from tests.halfv_accel.miniatures import LAYERS, MINIATURES
@@ -114,6 +114,12 @@ def test_a_ragged_batch_with_ragged_replies(mini):
 def test_any_plans(name, plans):
     mini = MINIATURES[name]
     are_what_accelerate_does(mini, rows_of(mini)[1:], [REPLY, 1, 2], plans)
+
+
+def test_a_plan_that_shrinks_pictures_is_refused(mini):
+    plans = [halfv_plan(ivr_layer=1, ivr_retention=0.3), Plan((), downsample=Downsample(0.5))]
+    with pytest.raises(HalfVError, match=r"plan\.inside"):
+        trials(mini, rows_of(mini)[:1], [REPLY], plans)
 
 
 def test_the_reference_fidelity(mini):
