@@ -79,6 +79,7 @@ def bench(
     from halfv_accel import Profile, accelerate
     from halfv_accel.bench import describe_plan, find_break_even, provenance
     from halfv_accel.files import check_writable
+    from halfv_accel.names import PAPER
 
     check_writable(out)
     if chart is not None:
@@ -92,7 +93,7 @@ def bench(
     stages = plan_on(vlm, asked)
     _check_shrinking(vlm, stages, break_even)
     accelerate(vlm, stages.inside)  # says at once whether plan and model go together
-    source = "Table 9" if asked is None else "--plan" if profile is None else str(profile)
+    source = "Table 9" if plan == PAPER else "--plan" if profile is None else str(profile)
     settings = dict(model=model, random_weights=random_weights, seed=seed, repeats=repeats, plan_source=source)
     settings |= dict(asked_visual_tokens=visual_tokens, asked_text_tokens=text_tokens, batch=sizes, ragged=ragged)
     document = {"provenance": provenance(vlm, plan=describe_plan(stages), **settings)}

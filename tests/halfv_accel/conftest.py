@@ -34,3 +34,18 @@ def hub(tmp_path_factory):
 def loaded(request, hub):
     """Model and processor of every family, as `load_model` gives them."""
     return load_model(hub(request.param))
+
+
+@pytest.fixture(scope="session")
+def wide(hub):
+    """``wide(architecture)``: model and processor with limits that allow pictures of 4 to 300 visual tokens."""
+
+    def load(name):
+        model, processor = load_model(hub(name))
+        images = processor.image_processor
+        unit = (images.patch_size * images.merge_size) ** 2
+        images.size = type(images.size)(shortest_edge=4 * unit, longest_edge=300 * unit)
+        return model.eval(), processor
+
+    loaded = {name: load(name) for name in HUB if "Qwen" in name}
+    return loaded.__getitem__
