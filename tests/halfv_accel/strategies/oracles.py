@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import chain
 from random import Random
 
 import numpy as np
@@ -94,7 +95,7 @@ ORACLES = {
     "random_choice": random_choice,
     "sparsevlm": sparsevlm,
     "uniform_grid": lambda strategy, view, kept: test_uniform_grid.oracle(view, kept),
-    "visionzip": lambda strategy, view, kept: sum(test_visionzip.split(view, kept, strategy.contextual), []),
+    "visionzip": lambda strategy, view, kept: chain(*test_visionzip.split(view, kept, strategy.contextual)),
     "vispruner": lambda strategy, view, kept: test_vispruner.oracle(strategy)(view, kept),
 }
 
