@@ -24,15 +24,7 @@ from halfv_accel.strategies import Counted, CountedAdaptive, Sizes, Strategy
 __all__ = ["Decoder", "as_it_ran", "head_flops", "paper_flops", "prefill_flops", "selection_flops"]
 
 
-def prefill_flops(
-    config: Any,
-    visual: int,
-    text: int,
-    plan: Plan | None = None,
-    *,
-    causal: bool = False,
-    kept: Sequence[int] | None = None,
-) -> int:
+def prefill_flops(config: Any, visual: int, text: int, plan: Plan | None = None, *, causal: bool = False) -> int:
     """Exact operations of one sequence's prefill, without the cost of selection (see `selection_flops`).
 
     Parameters
@@ -42,15 +34,12 @@ def prefill_flops(
         Tokens of the sequence.
     plan : Plan, optional
         Dropped tokens are gone; frozen ones, and those of a skipped layer, cost their key and value projections and
-        are attended to. Where a strategy decides itself how many stay, the most are counted.
-    kept : sequence of int, optional
-        Visual tokens that each stage did leave, as `StageReport.after` has them: what a run cost, and not what its plan
-        may cost at most.
+        are attended to. Where a strategy decides itself how many stay, the most are counted; see `as_it_ran`.
     """
     decoder = Decoder.of(config)
     return sum(
         _layer_flops(decoder, text + active, frozen, text, causal)
-        for active, frozen in _tokens_per_layer(decoder.layers, visual, plan, kept)
+        for active, frozen in _tokens_per_layer(decoder.layers, visual, plan)
     )
 
 
@@ -101,7 +90,8 @@ def selection_flops(
     separators : int
         How many of the visual tokens are separators, which most strategies before the language model are not shown.
     kept : sequence of int, optional
-        As in `prefill_flops`.
+        Visual tokens that each stage did leave, as reports have them: what a run cost, and not what its plan may cost
+        at most.
 
     Raises
     ------
@@ -150,19 +140,17 @@ def _count_flops(strategy: Strategy, sizes: Sizes) -> int:
     return strategy.count_flops(sizes)
 
 
-def _tokens_per_layer(
-    layers: int, visual: int, plan: Plan | None, kept: Sequence[int] | None = None
-) -> Iterator[tuple[int, int]]:
+def _tokens_per_layer(layers: int, visual: int, plan: Plan | None) -> Iterator[tuple[int, int]]:
     """(processed, frozen) visual tokens of each layer."""
     active, frozen = visual, 0
     if plan is None or plan.spares(visual):
         plan = None
     for layer in range(layers):
-        for number, stage in () if plan is None else enumerate(plan.stages):
+        for stage in () if plan is None else plan.stages:
             if stage.layer == layer:
-                left = min(stage.most(visual), active) if kept is None else kept[number]
-                frozen += active - left if stage.then == "freeze" else 0
-                active = left
+                kept = min(stage.most(visual), active)
+                frozen += active - kept if stage.then == "freeze" else 0
+                active = kept
         if plan is not None and layer in plan.skip:
             yield 0, frozen + active
         else:

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlavaConfig, LlavaNextConfig, MistralConfi
 from halfv_accel import Plan, Stage, accelerate, halfv_plan, paper_flops, prefill_flops
 from halfv_accel.adapters import family_of
 from halfv_accel.decoder import Tower
-from halfv_accel.flops import Decoder, head_flops, selection_flops
+from halfv_accel.flops import Decoder, as_it_ran, head_flops, selection_flops
 from halfv_accel.strategies import AdaVTP, HiRED, PruMerge, needs_of
 
 from .refusing import refusal
@@ -240,11 +240,11 @@ def test_the_counter_inside_torch_agrees_to_the_last_operation(mini, plan):
     with accelerate(model, plan) as run:
         reduced = counted(model, inputs)
     kept = [stage.after[0] for stage in run.last.stages]
-    saved = prefill_flops(config, visual, text) - prefill_flops(config, visual, text, plan, kept=kept)
+    saved = prefill_flops(config, visual, text) - prefill_flops(config, visual, text, as_it_ran(plan, kept))
     chosen = selection_flops(config, visual, plan, text, separators, kept=kept)
     assert plain - reduced == saved - chosen - unseen(family, structure, plan)
     assert chosen <= selection_flops(config, visual, plan, text, separators)  # the most that it can cost
-    assert prefill_flops(config, visual, text, plan, kept=kept) <= prefill_flops(config, visual, text, plan)
+    assert prefill_flops(config, visual, text, as_it_ran(plan, kept)) <= prefill_flops(config, visual, text, plan)
     if not any(stage.least for stage in plan.stages):
         assert chosen == selection_flops(config, visual, plan, text, separators)
 

@@ -37,7 +37,7 @@ def copied(view, strategy):
             "last": view.last_token_scores(rotary, own),
             "text attention": each_words_attention(view, own),
             "visual attention": view.visual_attention(own),
-            "keys": view.keys(own),
+            "keys": view.keys(own, rotary=False),
         }
     if needs.prompt:
         signals["prompt"] = view.prompt_states
