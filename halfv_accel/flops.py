@@ -19,7 +19,7 @@ from typing import Any
 from halfv_accel.decoder import Decoder, Tower
 from halfv_accel.errors import HalfVError
 from halfv_accel.plan import Plan
-from halfv_accel.strategies import Counted, Sizes
+from halfv_accel.strategies import Counted, CountedAdaptive, Sizes, Strategy
 
 __all__ = ["Decoder", "as_it_ran", "head_flops", "paper_flops", "prefill_flops", "selection_flops"]
 
@@ -35,7 +35,7 @@ def prefill_flops(config: Any, visual: int, text: int, plan: Plan | None = None,
     plan : Plan, optional
         Where it shrinks pictures, the most tokens that are left of them are counted, and the stages count from there.
         Dropped tokens are gone; frozen ones, and those of a skipped layer, cost their key and value projections and
-        are attended to. Where a strategy decides itself how many stay, the most are counted.
+        are attended to. Where a strategy decides itself how many stay, the most are counted; see `as_it_ran`.
     """
     decoder = Decoder.of(config)
     return sum(
@@ -74,8 +74,13 @@ def paper_flops(config: Any, visual: int, text: int, plan: Plan | None = None) -
     return total
 
 
-def selection_flops(config: Any, visual: int, plan: Plan, text: int = 0, separators: int = 0) -> int:
+def selection_flops(
+    config: Any, visual: int, plan: Plan, text: int = 0, separators: int = 0, kept: Sequence[int] | None = None
+) -> int:
     """Operations that choosing tokens adds to `prefill_flops`, as each stage's strategy counts them.
+
+    Where a strategy decides itself how many tokens stay, that decision is counted, and the costliest choice that it may
+    come to.
 
     Parameters
     ----------
@@ -85,6 +90,9 @@ def selection_flops(config: Any, visual: int, plan: Plan, text: int = 0, separat
         Tokens of the sequence.
     separators : int
         How many of the visual tokens are separators, which most strategies before the language model are not shown.
+    kept : sequence of int, optional
+        Visual tokens that each stage did leave, as reports have them: what a run cost, and not what its plan may cost
+        at most.
 
     Raises
     ------
@@ -94,16 +102,20 @@ def selection_flops(config: Any, visual: int, plan: Plan, text: int = 0, separat
     decoder = Decoder.of(config)
     visual = _shrunk(visual, plan)
     total, alive = 0, visual
-    for stage in () if plan.spares(visual) else plan.stages:
-        kept = min(stage.most(visual), alive)
-        if kept < alive:  # otherwise the engine does not ask
-            if not isinstance(stage.strategy, Counted):
-                raise HalfVError(f"strategy {stage.strategy!r} does not count its operations: give it flops(sizes)")
+    for number, stage in () if plan.spares(visual) else enumerate(plan.stages):
+        least, most = min(stage.fewest(visual), alive), min(stage.most(visual), alive)
+        left = most if kept is None else kept[number]
+        if least < alive:  # otherwise the engine does not ask
             hidden = separators if getattr(stage.strategy, "separators", "score") == "last" else 0
             shown = max(0, alive - hidden)  # separators go first
-            total += stage.strategy.flops(Sizes(decoder, shown, min(kept, shown), text, Tower.of(config)))
-            separators = max(0, kept - shown) if hidden else separators
-        alive = kept
+            counts = range(least, most + 1) if kept is None else (left,)
+            choices = {min(count, shown) for count in counts if count < alive}  # nothing to choose where all stay
+            sizes = Sizes(decoder, shown, min(most, shown), text, Tower.of(config))
+            if least != most and least < shown:
+                total += _count_flops(stage.strategy, sizes)
+            total += max((_choice_flops(stage.strategy, replace(sizes, kept=some)) for some in choices), default=0)
+            separators = max(0, left - shown) if hidden else separators
+        alive = left
     return total
 
 
@@ -116,6 +128,18 @@ def head_flops(config: Any, tokens: int = 1) -> int:
     """
     text = config.get_text_config()
     return 2 * tokens * text.hidden_size * text.vocab_size
+
+
+def _choice_flops(strategy: Strategy, sizes: Sizes) -> int:
+    if not isinstance(strategy, Counted):
+        raise HalfVError(f"strategy {strategy!r} does not count its operations: give it flops(sizes)")
+    return strategy.flops(sizes)
+
+
+def _count_flops(strategy: Strategy, sizes: Sizes) -> int:
+    if not isinstance(strategy, CountedAdaptive):
+        raise HalfVError(f"strategy {strategy!r} does not count what its count costs: give it count_flops(sizes)")
+    return strategy.count_flops(sizes)
 
 
 def _tokens_per_layer(layers: int, visual: int, plan: Plan | None) -> Iterator[tuple[int, int]]:

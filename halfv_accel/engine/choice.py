@@ -43,6 +43,8 @@ class Choice:
         bounds = [[min(bound, shown) for bound, shown in zip(side, self.counts, strict=True)] for side in (least, most)]
         if not isinstance(strategy, Adaptive):
             raise HalfVError(f"strategy {strategy!r} does not decide how many tokens stay: leave out `least`")
+        if bounds[0] == bounds[1]:
+            return [max(low, n) for low, n in zip(least, bounds[0], strict=True)]
         with torch.no_grad():
             wanted = strategy.count(self.view, *(on_device(side, device) for side in bounds))
         if self.view.family.ranks is not None:
@@ -50,7 +52,7 @@ class Choice:
         found = [int(number) for number in wanted.tolist()]
         if len(found) != len(most) or any(not a <= n <= b for a, n, b in zip(bounds[0], found, bounds[1], strict=True)):
             raise HalfVError(f"strategy {strategy!r} wants to keep {found} tokens, which is not from {least} to {most}")
-        return [high if low == high else n for low, n, high in zip(least, found, most, strict=True)]
+        return [max(low, n) for low, n in zip(least, found, strict=True)]  # by separators, where nothing else is left
 
     def select(self, budget: list[int]) -> Tensor:
         """The strategy's choice in full-length positions: [B, S] bool."""

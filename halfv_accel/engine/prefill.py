@@ -242,11 +242,11 @@ class Prefill:
         watch = Stopwatch(here.states.device)
         self._move(here.states.device)
         candidates = self.active & self.visual
-        budget = self._bounds(stage, stage.most)
-        if budget != self.counts:
-            choice = self._choice(stage, before, here, candidates)
-            if stage.least is not None and budget != (least := self._bounds(stage, stage.fewest)):
-                budget = choice.count(least, budget)
+        least, budget = self._bounds(stage, stage.fewest), self._bounds(stage, stage.most)
+        choice = None if least == self.counts else self._choice(stage, before, here, candidates)
+        if choice is not None and least != budget:
+            budget = choice.count(least, budget)
+        if choice is not None and budget != self.counts:
             candidates = choice.select(budget)
             here = choice.merged(here)
             idle = [count - left for count, left in zip(self.counts, budget, strict=True)]

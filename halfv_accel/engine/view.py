@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -128,21 +129,37 @@ class LayerView:
     def text_attention(self, queries: Tensor | None = None, scored_by: ScoredBy = "previous") -> Tensor:
         if queries is None:
             one = torch.ones_like(self.last[:, None], dtype=torch.bool)
-            return self._attention(Rows(self.last[:, None], None, self.visual.length), one, scored_by)
-        return self._attention(self.words, queries & self.text_present, scored_by)
+            return self._mean_attention(Rows(self.last[:, None], None, self.visual.length), one, scored_by)
+        return self._mean_attention(self.words, queries & self.text_present, scored_by)
+
+    def each_text_attention(self, queries: Tensor, scored_by: ScoredBy = "previous") -> Tensor:
+        scorer, _ = self._scorer(scored_by)
+        parts = self._attention(self.words, scored_by)
+        found = torch.cat([self.family.all_heads(scorer, part).mean(dim=1) for _, part in parts], dim=1)
+        asked = queries & self.text_present
+        return found.masked_fill(~(asked[..., None] & self.present[:, None]), 0.0)
 
     def visual_attention(self, scored_by: ScoredBy = "previous") -> Tensor:
-        return self._attention(self.visual, self.present, scored_by)
+        return self._mean_attention(self.visual, self.present, scored_by)
 
     def keys(self, scored_by: ScoredBy = "previous", rotary: bool = True) -> tuple[Tensor, Tensor]:
         scorer, seen = self._scorer(scored_by)
         visual, words = (self._keys(scorer, seen, rows, rotary) for rows in (self.visual, self.words))
         return self.family.all_heads(scorer, visual, "k"), self.family.all_heads(scorer, words, "k")
 
-    def _attention(self, rows: Rows, asked: Tensor, scored_by: ScoredBy) -> Tensor:
-        """Attention of some tokens to the visual ones, mean over those that are asked: [B, heads, V] float32.
+    def _mean_attention(self, rows: Rows, asked: Tensor, scored_by: ScoredBy) -> Tensor:
+        """Attention of some tokens to the visual ones, mean over those that are asked: [B, heads, V] float32."""
+        weights = asked.float() / asked.sum(1, keepdim=True).clamp(min=1)
+        shares = ((part * weights[:, None, at, None]).sum(dim=2) for at, part in self._attention(rows, scored_by))
+        total = sum(shares, start=torch.zeros((), device=self.present.device))
+        total = total.masked_fill(~self.present[:, None], 0.0)
+        return self.family.all_heads(self._scorer(scored_by)[0], total)
 
-        A query sees the visual tokens in play and the text, up to itself. Chunks of queries keep the map small.
+    def _attention(self, rows: Rows, scored_by: ScoredBy) -> Iterator[tuple[slice, Tensor]]:
+        """Attention of some tokens to the visual ones, by this process's heads: [B, heads, some of them, V] float32.
+
+        A query sees the visual tokens in play and the text, up to itself. Chunks of queries keep the map small; there
+        is one at least.
         """
         scorer, seen = self._scorer(scored_by)
         device = self.present.device
@@ -151,19 +168,14 @@ class LayerView:
         valid = torch.cat([self.present, self.text_present], dim=1)
         states, rotary = seen.at(rows)
         queries = self.family.queries(scorer, states, rotary)
-        weights = asked.float() / asked.sum(1, keepdim=True).clamp(min=1)
-        heads, size = queries.shape[1], queries.shape[-1]
-        total = torch.zeros(len(keys), heads, self.visual.index.shape[1], device=device)
-        step = max(1, CHUNK // max(1, len(keys) * heads * keys.shape[2]))
-        for start in range(0, queries.shape[2], step):
+        size, visual = queries.shape[-1], self.visual.index.shape[1]
+        step = max(1, CHUNK // max(1, len(keys) * queries.shape[1] * keys.shape[2]))
+        for start in range(0, max(1, queries.shape[2]), step):
             part = slice(start, start + step)
             logits = many_products(queries[:, :, part], keys).to(device) * size**-0.5
             seen_by = (index[:, None] <= rows.index[:, part, None]) & valid[:, None]  # [B, q, V + T]
             logits = logits.masked_fill(~seen_by[:, None], torch.finfo(logits.dtype).min)
-            visual = logits.softmax(dim=-1)[..., : total.shape[-1]]
-            total += (visual * weights[:, None, part, None]).sum(dim=2)
-        total = total.masked_fill(~self.present[:, None], 0.0)
-        return self.family.all_heads(scorer, total)
+            yield part, logits.softmax(dim=-1)[..., :visual]
 
     def _keys(self, scorer: object, seen: LayerInput, rows: Rows, rotary: bool) -> Tensor:
         states, tables = seen.at(rows)

@@ -28,6 +28,7 @@ from halfv_accel.strategies.last_token_attention import LastTokenAttention
 from halfv_accel.strategies.protocol import (
     Adaptive,
     Counted,
+    CountedAdaptive,
     Merging,
     Needs,
     Places,
@@ -55,6 +56,7 @@ __all__ = [
     "CDPruner",
     "ClsAttention",
     "Counted",
+    "CountedAdaptive",
     "Dart",
     "DivPrune",
     "ErankBat",

@@ -86,6 +86,9 @@ class AdaVTP:
         wanted = torch.floor((least + most) / 2 * richness + 1e-9).long()
         return torch.minimum(torch.maximum(wanted, least), most)
 
+    def count_flops(self, sizes: Sizes) -> int:
+        return effective_rank_flops(sizes.candidates, sizes.decoder.hidden)
+
     def flops(self, sizes: Sizes) -> int:
         hidden = sizes.decoder.hidden
         removing = 2 * sizes.candidates * hidden * max(0, sizes.kept - 1)

@@ -141,6 +141,18 @@ class View(Protocol):
         """
         ...
 
+    def each_text_attention(self, queries: Tensor, scored_by: ScoredBy = "previous") -> Tensor:
+        """What each of some text tokens pays to the visual ones, mean over heads: [B, T, V] float32.
+
+        As in `text_attention`, but a row for each query. 0 on padding, and in the rows of tokens that are not asked.
+        It costs a `text_attention` of all text.
+
+        Parameters
+        ----------
+        queries : (B, T) bool Tensor
+        """
+        ...
+
     def visual_attention(self, scored_by: ScoredBy = "previous") -> Tensor:
         """Attention that visual tokens receive from the visual tokens, mean over these: [B, heads, V] float32.
 
@@ -173,7 +185,7 @@ class Strategy(Protocol):
     - ``needs``, a `Needs`: what it asks of the view beside the stage's own input; without it the layer before;
     - ``separators``, a class attribute: "last" keeps separators only when everything else stays, and never shows them
       to the strategy; "score", the default, treats them as any other token;
-    - `Counted`, `Merging`, `Adaptive`.
+    - `Counted`, `Merging`, `Adaptive`, `CountedAdaptive`.
     """
 
     def select(self, view: View, budget: Tensor) -> Tensor:
@@ -214,7 +226,10 @@ class Adaptive(Protocol):
     """A strategy that decides how many tokens a row keeps, within the stage's bounds."""
 
     def count(self, view: View, least: Tensor, most: Tensor) -> Tensor:
-        """Tokens to keep in each row: (B,) long, from `least` to `most`, both (B,) long."""
+        """Tokens to keep in each row: (B,) long, from `least` to `most`, both (B,) long.
+
+        It is asked where the bounds leave a choice in some row.
+        """
         ...
 
 
@@ -262,6 +277,15 @@ class Counted(Protocol):
 
     def flops(self, sizes: Sizes) -> int:
         """Operations of the choice and the merge of one row, beside the layers' own."""
+        ...
+
+
+@runtime_checkable
+class CountedAdaptive(Protocol):
+    """An `Adaptive` strategy that says what its `count` costs; without this it runs, and is refused like the above."""
+
+    def count_flops(self, sizes: Sizes) -> int:
+        """Operations of `count` in one row; `kept` of the sizes are the most that may stay."""
         ...
 
 

@@ -85,6 +85,9 @@ class PruMerge:
         merged = (own * taken(view.states, centres).float() + products(weights, view.states)) / total
         return replaced(view.states, centres, merged, real & members.any(2) & (total[..., 0] > 0))
 
+    def count_flops(self, sizes: Sizes) -> int:
+        return 0  # the attention is there, and is counted once
+
     def flops(self, sizes: Sizes) -> int:
         keys = sizes.tower.hidden if sizes.tower else 0
         return attention_flops(sizes) + 2 * sizes.kept * sizes.candidates * (keys + sizes.decoder.hidden)

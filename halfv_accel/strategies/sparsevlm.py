@@ -70,8 +70,6 @@ class SparseVLM:
         return Needs(before=self.scored_by == "previous", prompt=True)
 
     def count(self, view: View, least: Tensor, most: Tensor) -> Tensor:
-        if torch.equal(least, most):  # the rank has nothing to say, and costs an attention for each rater
-            return least
         there = view.present.sum(1)
         deleted = floor_shares(there - attention_rank(view, raters(view), self.scored_by), self.scale)
         return torch.minimum(torch.maximum(there - deleted, least), most)
@@ -87,6 +85,9 @@ class SparseVLM:
         if self.combined == "mean":
             clusters = clusters / members.sum(2, keepdim=True).clamp(min=1)
         return replaced(view.states, choice.pool, clusters, choice.first)
+
+    def count_flops(self, sizes: Sizes) -> int:
+        return 2 * sizes.decoder.hidden * sizes.candidates * sizes.text + sizes.text_attention_flops(sizes.text)
 
     def flops(self, sizes: Sizes) -> int:
         recycled = int(parts(torch.tensor([sizes.candidates]), torch.tensor([sizes.kept]), self.tau, self.theta)[1])
@@ -136,13 +137,9 @@ def raters(view: View) -> Tensor:
 
 def attention_rank(view: View, asking: Tensor, scored_by: ScoredBy) -> Tensor:
     """Rank of the raters' attention, mean over heads, to the visual tokens: (B,) long."""
-    order = asking.int().argsort(dim=1, descending=True, stable=True)
-    most = int(asking.sum(1).max()) if asking.numel() else 0
-    each = [torch.zeros_like(asking).scatter(1, one, asking.gather(1, one)) for one in order[:, :most].split(1, dim=1)]
-    if not each or not view.present.numel():
+    if not asking.numel() or not view.present.numel():
         return torch.zeros_like(asking.sum(1))
-    attention = torch.stack([view.text_attention(one, scored_by).mean(1) for one in each], dim=1)
-    values = torch.linalg.svdvals(attention.float())
+    values = torch.linalg.svdvals(view.each_text_attention(asking, scored_by))
     size = torch.maximum(asking.sum(1), view.present.sum(1))
     smallest = values[:, :1] * size[:, None] * torch.finfo(values.dtype).eps
     return (values > smallest).sum(1)

@@ -24,22 +24,26 @@ class Job:
     folder: str
     cases: dict[str, tuple[Any, dict[str, torch.Tensor]]]
     checked: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    tp_plan: str | dict[str, str] = "auto"
 
 
 def run(job, **options):
-    """By case, what a caller sees; by check, whether it passed; or why the model was refused; and the fingerprint."""
+    """By case, what a caller sees, or why it was refused; by check, whether it passed; and the fingerprint."""
     from halfv_accel import HalfVError
     from halfv_accel.identity import fingerprint
     from halfv_accel.selfcheck import selfcheck
 
     model = load(job.folder, **options)
-    try:
-        found = {name: answer(model, *case) for name, case in job.cases.items()}
-        checks = selfcheck(model, *job.checked) if job.checked else []
-    except HalfVError as error:
-        return {"refused": str(error)}
+    found, refused = {}, {}
+    for name, case in job.cases.items():
+        try:
+            found[name] = answer(model, *case)
+        except HalfVError as error:
+            refused[name] = str(error)
+    checks = selfcheck(model, *job.checked) if job.checked else []
     return {
         "cases": found,
+        "refused": refused,
         "checks": {check.name: check.ok for check in checks},
         "fingerprint": fingerprint(model),
         "balance": [balance(model, inputs) for inputs in job.checked],
@@ -98,11 +102,14 @@ class Whim:
         first = int(os.environ.get("RANK", "0"))
         return view.present & (places >= first) & (places < first + budget[:, None])
 
+    def count(self, view, least, most):
+        return torch.minimum(most, least + int(os.environ.get("RANK", "0")))
+
 
 def main(jobs, out):
     torch.set_num_threads(1)
     jobs = torch.load(jobs, weights_only=False)
-    found = {name: run(job, tp_plan="auto") for name, job in jobs.items()}
+    found = {name: run(job, tp_plan=job.tp_plan) for name, job in jobs.items()}
     for name, job in jobs.items():
         for inputs in job.checked:
             found[name]["calibration"] = refusal_to_calibrate(load(job.folder, tp_plan="auto"), inputs)

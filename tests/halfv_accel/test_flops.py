@@ -1,7 +1,6 @@
 """Operations: the formula against a counter inside torch, against the paper's tables, and laws."""
 
 import itertools
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,8 @@ from transformers import LlamaConfig, LlavaConfig, LlavaNextConfig, MistralConfi
 from halfv_accel import Plan, Stage, accelerate, halfv_plan, paper_flops, prefill_flops
 from halfv_accel.adapters import family_of
 from halfv_accel.decoder import Tower
-from halfv_accel.flops import Decoder, head_flops, selection_flops
-from halfv_accel.strategies import HiRED, needs_of
+from halfv_accel.flops import Decoder, as_it_ran, head_flops, selection_flops
+from halfv_accel.strategies import AdaVTP, HiRED, PruMerge, needs_of
 
 from .refusing import refusal
 from .test_matrix import PLANS as EVERY
@@ -204,9 +203,12 @@ def counted(model, inputs, logits=1):
     return counter.get_total_flops()
 
 
-# All of them keep as many as they may: a count is the most that a plan can cost.
-MOST = {name: replace(p, stages=tuple(replace(s, least=None) for s in p.stages)) for name, p in EVERY.items()}
-MOST["hired"] = Plan((Stage("hired", 0, HiRED(region_layer=-1), 0.4),))  # these towers have two layers
+EVERY = {**EVERY, "hired": Plan((Stage("hired", 0, HiRED(region_layer=-1), 0.4),))}  # these towers have two layers
+ADAPTIVE = {name: plan for name, plan in EVERY.items() if any(stage.least is not None for stage in plan.stages)}
+ADAPTIVE |= {
+    "up to everything": Plan((Stage("a", 0, AdaVTP(erank_avg=20.0), 1.0, least=0.1),)),
+    "twice": Plan((Stage("a", 0, PruMerge(), 0.8, least=0.2), Stage("b", 2, "sparsevlm", 0.5, least=0.05))),
+}
 
 
 def unseen(family, structure, plan):
@@ -224,7 +226,7 @@ def unseen(family, structure, plan):
     return len(real) * more - (len(asked) - len(real)) * tower.attention_flops(shown)
 
 
-@pytest.mark.parametrize("plan", [*PLANS, *MOST])
+@pytest.mark.parametrize("plan", [*PLANS, *EVERY, *ADAPTIVE])
 def test_the_counter_inside_torch_agrees_to_the_last_operation(mini, plan):
     """Eager attention, so that every product is seen; vision tower and lm_head are the same with and without a plan."""
     model, inputs = mini.model("eager"), mini.batch([mini.prompt(0)])
@@ -234,12 +236,17 @@ def test_the_counter_inside_torch_agrees_to_the_last_operation(mini, plan):
     structure = family.structure(inputs["input_ids"], inputs)
     separators = int(structure.places.separator.sum())
     plain = counted(model, inputs)
-    config, plan = model.config, {**PLANS, **MOST}[plan]
-    with accelerate(model, plan):
+    config, plan = model.config, {**PLANS, **EVERY, **ADAPTIVE}[plan]
+    with accelerate(model, plan) as run:
         reduced = counted(model, inputs)
-    saved = prefill_flops(config, visual, text) - prefill_flops(config, visual, text, plan)
-    chosen = selection_flops(config, visual, plan, text, separators) + unseen(family, structure, plan)
-    assert plain - reduced == saved - chosen
+    kept = [stage.after[0] for stage in run.last.stages]
+    saved = prefill_flops(config, visual, text) - prefill_flops(config, visual, text, as_it_ran(plan, kept))
+    chosen = selection_flops(config, visual, plan, text, separators, kept=kept)
+    assert plain - reduced == saved - chosen - unseen(family, structure, plan)
+    assert chosen <= selection_flops(config, visual, plan, text, separators)  # the most that it can cost
+    assert prefill_flops(config, visual, text, as_it_ran(plan, kept)) <= prefill_flops(config, visual, text, plan)
+    if not any(stage.least for stage in plan.stages):
+        assert chosen == selection_flops(config, visual, plan, text, separators)
 
 
 def test_a_strategy_counts_its_own_operations_or_is_refused(mini):
@@ -256,6 +263,24 @@ def test_a_strategy_counts_its_own_operations_or_is_refused(mini):
     assert selection_flops(config, 100, Plan((Stage("mine", 1, Silent(), 1.0),))) == 0  # it is never asked
     stages = Stage("mine", 1, Counting(), 0.5), Stage("again", 2, Counting(), 0.1)
     assert selection_flops(config, 100, Plan(stages)) == 100_050 + 50_010
+    assert selection_flops(config, 100, Plan(stages), kept=[40, 7]) == 100_040 + 40_007
+
+    class Deciding(Counting):
+        def count(self, view, least, most):
+            raise AssertionError("counting chooses nothing")
+
+    class CountingAll(Deciding):
+        def flops(self, sizes):
+            return 1000 * sizes.candidates - sizes.kept  # the fewer stay, the costlier
+
+        def count_flops(self, sizes):
+            return 10**6 + sizes.kept
+
+    plan = Plan((Stage("mine", 1, Deciding(), 0.5, least=0.1),))
+    refusal(lambda: selection_flops(config, 100, plan), "Deciding.*give it count_flops")
+    plan = Plan((Stage("mine", 1, CountingAll(), 0.5, least=0.1),))
+    assert selection_flops(config, 100, plan) == 10**6 + 50 + 100_000 - 10
+    assert selection_flops(config, 100, plan, kept=[30]) == 10**6 + 50 + 100_000 - 30
 
 
 def test_text_only_agrees_absolutely(mini):

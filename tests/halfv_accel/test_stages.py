@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from halfv_accel import HalfVError, accelerate
+from halfv_accel.budget import token_budget
 from halfv_accel.plan import Plan, Stage
 from halfv_accel.selfcheck import selfcheck
 from halfv_accel.strategies import KeepNone, Needs, RandomChoice
@@ -37,10 +38,10 @@ class Folding(Largest):
 
 @dataclass(frozen=True)
 class Deciding(Largest):
-    """Keeps as many as have a positive first entry."""
+    """Keeps as many as have a positive second entry."""
 
     def count(self, view, least, most):
-        return torch.minimum(most, torch.maximum(least, ((view.states[..., 0] > 0) & view.present).sum(1)))
+        return torch.minimum(most, torch.maximum(least, ((view.states[..., 1] > 0) & view.present).sum(1)))
 
 
 PLANS = {
@@ -56,6 +57,7 @@ PLANS = {
     "frozen from the start": Plan((Stage("a", 0, KeepNone(), 0.0, "freeze"),)),
     "dropped from the start": Plan((Stage("a", 0, KeepNone(), 0.0),)),
     "adaptive": Plan((Stage("a", 0, Deciding(), 0.9, least=0.2),)),
+    "adaptive, up to everything": Plan((Stage("a", 0, Deciding(), 1.0, least=0.2),)),
     "so many tokens": Plan((Stage("a", 1, Largest(), tokens=5), Stage("b", 3, Folding(), tokens=2))),
 }
 
@@ -155,6 +157,22 @@ def test_what_makes_no_sense_is_refused(case):
 def test_layers_that_are_not_there_are_not_skipped(mini):
     with pytest.raises(HalfVError, match=f"skips layer {LAYERS}"):
         accelerate(mini.model(), Plan((), skip=(1, LAYERS)))
+
+
+def test_everything_as_the_most_leaves_a_choice(mini):
+    """The strategy is asked, though the most that may stay is what is there already."""
+    model = mini.model()
+    with torch.no_grad(), accelerate(model, PLANS["adaptive, up to everything"]) as run:
+        model(**mini.batch([mini.prompt(5)]))
+    assert run.last.stages[0].after[0] < run.last.visual_tokens[0]
+
+
+def test_bounds_that_leave_no_choice_are_not_asked_about(mini):
+    model = mini.model()
+    with torch.no_grad(), accelerate(model, Plan((Stage("a", 0, Greedy(), 0.3, least=0.3),))) as run:
+        model(**mini.batch([mini.prompt(5), mini.prompt(6, 0, 4)]))
+    visual = run.last.visual_tokens
+    assert run.last.stages[0].after == [token_budget(n, 0.3) for n in visual]
 
 
 def test_a_strategy_keeps_to_its_bounds(mini):

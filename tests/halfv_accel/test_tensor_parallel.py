@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 import tiny_vlm
 from halfv_accel import Plan, Stage, halfv_plan
 from halfv_accel.prompts import batch_inputs
-from halfv_accel.strategies import STRATEGIES, AnchorCover, LastTokenAttention
+from halfv_accel.strategies import STRATEGIES, Adaptive, AnchorCover, LastTokenAttention, Merging, needs_of
 from halfv_data import load_samples
 
 from .miniatures import IMAGE, MiniLlava, MiniQwen, widen
@@ -44,10 +44,22 @@ def plans(first, second):
         ),
     }
     for name in STRATEGIES:
-        share = 0.0 if name == "keep_none" else 0.3
-        two = Stage("one", first, "last_token_attention", 0.5), Stage("two", second, name, share, "freeze")
-        found |= {f"{name}, dropped": Plan((Stage("one", first, name, share),)), f"{name}, frozen": Plan(two)}
-    return {**found, "of another mind": Plan((Stage("one", first, divided.Whim(), 0.5),))}
+        strategy, share = STRATEGIES.resolve(name), 0.0 if name == "keep_none" else 0.3
+        layer = first if needs_of(strategy).before or needs_of(strategy).prompt else 0
+        least = dict(least=0.05) if isinstance(strategy, Adaptive) else {}
+        found[name] = Plan((Stage("one", layer, name, share, **least),))
+        if layer and not isinstance(strategy, Merging):
+            two = Stage("one", first, "last_token_attention", 0.5), Stage("two", second, name, share, "freeze")
+            found[f"{name}, frozen"] = Plan(two)
+    found |= {
+        "skip": Plan((), skip=(0, first, second)),
+        "before, within, and skip": Plan(
+            (Stage("a", 0, "visionzip", 0.6), Stage("b", first, "sparsevlm", 0.3)), skip=(first, second)
+        ),
+        "of another mind": Plan((Stage("one", first, divided.Whim(), 0.5),)),
+        "as many as another mind wants": Plan((Stage("one", first, divided.Whim(), 0.5, least=0.2),)),
+    }
+    return found
 
 
 def embedded(name):
@@ -102,6 +114,10 @@ def start(processes, jobs, folder):
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     jobs = {name: embedded(name) for name in EMBEDDED}
+    one, layers = jobs["tiny-llava"], "model.vision_tower.encoder.layers.*.mlp."
+    asked = {case: one.cases[case] for case in ("untouched", "divprune", "visionzip")}
+    plan = {**tiny_vlm.load("tiny-llava")[0].tp_plan, f"{layers}fc1": "colwise", f"{layers}fc2": "rowwise"}
+    jobs["tower divided"] = divided.Job(one.folder, asked, tp_plan=plan)
     return jobs, start(2, jobs, tmp_path_factory.mktemp("two"))
 
 
@@ -118,13 +134,19 @@ def compare(jobs, ranks, name):
     wanted = divided.run(jobs[name])
     assert all(wanted["checks"].values())
     for found in (rank[name] for rank in ranks):
+        assert not found["refused"] and not wanted["refused"]
         assert found["checks"] == wanted["checks"]
         assert found["fingerprint"] == wanted["fingerprint"]
         for own, seen in zip(wanted["balance"], found["balance"], strict=True):
             torch.testing.assert_close(seen, own, rtol=0, atol=TOLERANCE)
+        apart = [
+            case
+            for case, own in wanted["cases"].items()
+            if not all(map(torch.equal, found["cases"][case]["kept"], own["kept"]))
+        ]
+        assert not apart
         for case, own in wanted["cases"].items():
             seen = found["cases"][case]
-            assert all(torch.equal(a, b) for a, b in zip(seen["kept"], own["kept"], strict=True)), case
             assert torch.equal(seen["tokens"], own["tokens"]), case
             torch.testing.assert_close(seen["logits"], own["logits"], rtol=0, atol=TOLERANCE, msg=case)
 
@@ -150,7 +172,21 @@ def test_the_plans_make_a_difference(two):
 
 def test_heads_that_cannot_be_divided_are_refused(three):
     for found in three[1]:
-        assert "4 heads of queries cannot be divided among 3 processes" in found["of four heads"]["refused"]
+        refused = found["of four heads"]["refused"]
+        assert set(refused) == set(three[0]["of four heads"].cases)
+        assert all("4 heads of queries cannot be divided among 3 processes" in each for each in refused.values())
+
+
+def test_a_tower_that_is_divided_gives_no_signals(two):
+    """Refused before a layer runs; what asks for none is right."""
+    jobs, ranks = two
+    wanted = divided.run(jobs["tower divided"])
+    for found in (rank["tower divided"] for rank in ranks):
+        assert "CLIPVisionModel is divided among processes: load the model without" in found["refused"]["visionzip"]
+        for case in ("untouched", "divprune"):
+            mine, own = found["cases"][case], wanted["cases"][case]
+            assert all(torch.equal(a, b) for a, b in zip(mine["kept"], own["kept"], strict=True))
+            torch.testing.assert_close(mine["logits"], own["logits"], rtol=0, atol=TOLERANCE)
 
 
 def test_calibration_is_refused(three):

@@ -13,6 +13,15 @@ NEW_TOKENS = 2
 PLANS = {
     "sparse": dict(ivr_layer=1, ivr_retention=0.5, anchor_ratio=0.2, ssr_mode="sparse", ssr_layer=3, ssr_retention=0.1),
     "freeze": dict(ivr_layer=2, ivr_retention=0.5, anchor_ratio=0.2, ssr_mode="freeze", ssr_layer=4),
+    "before the language model": dict(
+        ivr_layer=0,
+        ivr_retention=0.5,
+        anchor_ratio=0.2,
+        ivr_scored_by="own",
+        ssr_mode="sparse",
+        ssr_layer=2,
+        ssr_retention=0.2,
+    ),
     "keep all": dict(ivr_layer=1, ivr_retention=1.0, ssr_mode="sparse", ssr_layer=3, ssr_retention=1.0),
 }
 TALKS = {  # pictures in the first and in the second turn of each row

@@ -33,6 +33,7 @@ class Spy:
             self.found[by] = {
                 "last": view.text_attention(scored_by=by),
                 "odd": view.text_attention(asked, by),
+                "each": view.each_text_attention(asked, by),
                 "visual": view.visual_attention(by),
                 "keys": view.keys(by),
                 "plain": view.keys(by, rotary=False),
@@ -92,6 +93,9 @@ def test_signals_equal_those_of_whole_maps(mini, chunk, monkeypatch):
             for name, value in wanted.items():
                 torch.testing.assert_close(found[name][row, :, :v], value, rtol=0, atol=1e-5)
                 assert not found[name][row, :, v:].any()
+            each = found["each"][row]
+            torch.testing.assert_close(each[1:t:2, :v], maps[:, words[1::2]][..., visual].mean(0), rtol=0, atol=1e-5)
+            assert not each[0::2].any() and not each[t:].any() and not each[:, v:].any()
             # A plain forward counts padding in its positions, which attention does not notice, but rotated keys do.
             longest = len(ids) == max(len(each["ids"]) for each in prompts)
             for name, keys in [("plain", plain), *([("keys", turned)] if longest else [])]:

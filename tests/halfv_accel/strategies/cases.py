@@ -15,6 +15,27 @@ COUNTS = (12, 9, 0, 16)
 BUDGETS = ((4, 4, 0, 4), (1, 9, 0, 7), (11, 2, 0, 15), (0, 5, 0, 16), (12, 9, 0, 16))
 
 
+def outcome(strategy, view, budget):
+    """What stays, and the states that are written back."""
+    chosen = strategy.select(view, torch.tensor(budget, device=view.present.device))
+    states = strategy.merge(view, chosen) if hasattr(strategy, "merge") else view.states
+    return chosen, states.masked_fill(~chosen[..., None], 0)
+
+
+def mapped(view, change):
+    """The view with all its tensors changed."""
+
+    def of(value):
+        return tuple(map(of, value)) if isinstance(value, tuple) else change(value)
+
+    view.present, view.states, view.text_present, view.text_states = map(
+        change, (view.present, view.states, view.text_present, view.text_states)
+    )
+    view.places = type(view.places)(*map(change, vars(view.places).values()))
+    view.signals = {name: of(value) for name, value in view.signals.items()}
+    return view
+
+
 def tokens(mask):
     """Chosen places of each row."""
     return [row.nonzero().flatten().tolist() for row in mask]

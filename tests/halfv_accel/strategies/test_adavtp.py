@@ -4,8 +4,6 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from halfv_accel import HalfVError
 from halfv_accel.strategies import Adaptive, AdaVTP, needs_of, resolve
@@ -63,17 +61,6 @@ def test_a_rich_picture_drops_more_of_what_is_similar():
     assert tokens(simple.select(view, torch.tensor([3]))) == [[0, 1, 2]]
     assert tokens(rich.select(view, torch.tensor([3]))) == [[0, 2, 3]]
     assert tokens(AdaVTP(erank_avg=1.0, tau_max=0).select(view, torch.tensor([3]))) == [[0, 1, 2]]
-
-
-@settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10**6), count=st.integers(1, 16), coarse=st.booleans(), data=st.data())
-def test_a_smaller_budget_is_a_subset(seed, count, coarse, data):
-    strategy = data.draw(st.sampled_from(SETTINGS))
-    less, more = sorted(data.draw(st.lists(st.integers(0, count), min_size=2, max_size=2)))
-    view = random_view((count,), (2,), seed=seed, coarse=coarse)
-    few, many = (strategy.select(view, torch.tensor([kept])) for kept in (less, more))
-    assert few.sum() == less and many.sum() == more
-    assert not (few & ~many).any()
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -1,11 +1,10 @@
 """Laws of all strategies that go by the vision tower or by places alone."""
 
-import sys
-
 import pytest
 import torch
 
-from halfv_accel.strategies import STRATEGIES, DivPrune, FarthestPoints, resolve
+from halfv_accel.strategies import STRATEGIES, resolve
+from tests.halfv_accel.strategies.cases import mapped, outcome
 from tests.halfv_accel.strategies.pictures import ROWS, pictured_view
 from tests.halfv_accel.strategies.views import random_view
 
@@ -21,41 +20,10 @@ def strategy(request):
     return resolve(request.param)
 
 
-def outcome(strategy, view, budget):
-    """What stays, and the states that are written back."""
-    chosen = strategy.select(view, torch.tensor(budget, device=view.present.device))
-    states = strategy.merge(view, chosen) if hasattr(strategy, "merge") else view.states
-    return chosen, states.masked_fill(~chosen[..., None], 0)
-
-
-def mapped(view, change):
-    """The view with all its tensors changed."""
-
-    def of(value):
-        return tuple(map(of, value)) if isinstance(value, tuple) else change(value)
-
-    view.present, view.states, view.text_present, view.text_states = map(
-        change, (view.present, view.states, view.text_present, view.text_states)
-    )
-    view.places = type(view.places)(*map(change, vars(view.places).values()))
-    view.signals = {name: of(value) for name, value in view.signals.items()}
-    return view
-
-
 def test_all_of_them_are_registered_and_never_see_separators(strategy):
     assert set(NAMES) <= set(STRATEGIES)
     assert strategy.separators == "last"
     assert not strategy.needs.before and not strategy.needs.prompt
-
-
-def test_rows_may_come_in_any_order(strategy):
-    names, order = ["2 x 2 crops", "one picture", "nothing", "crops and a picture"], [2, 3, 0, 1]
-    budget = [len(ROWS[name]) // 3 for name in names]
-    chosen, states = outcome(strategy, pictured_view(names, seed=5), budget)
-    view = mapped(pictured_view(names, seed=5), lambda x: x[order])
-    again, merged = outcome(strategy, view, [budget[row] for row in order])
-    assert torch.equal(again, chosen[order])
-    torch.testing.assert_close(merged, states[order])
 
 
 def test_without_any_token_nothing_is_chosen(strategy):
@@ -83,27 +51,6 @@ def test_half_precision_is_chosen_by(strategy):
     chosen, states = outcome(strategy, view, [5, 4, 0, 7])
     assert states.dtype == torch.bfloat16
     assert torch.equal(chosen, outcome(strategy, exact, [5, 4, 0, 7])[0])
-
-
-def test_the_choice_waits_as_often_for_many_tokens_as_for_few(strategy, monkeypatch):
-    """Ways of reading a tensor's content, each of which waits for a GPU: once a choice, once a merge.
-
-    Farthest points without a kernel ask for their anchors, too.
-    """
-    found, allowed = [], 1 + hasattr(strategy, "merge") + isinstance(strategy, (DivPrune, FarthestPoints))
-    for way in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__"):
-        original = getattr(torch.Tensor, way)
-
-        def read(self, *args, original=original, way=way):
-            if "halfv_accel/strategies" in sys._getframe(1).f_code.co_filename:
-                found.append(way)
-            return original(self, *args)
-
-        monkeypatch.setattr(torch.Tensor, way, read)
-    for budget in ([1, 1, 0, 1], [11, 8, 0, 15]):
-        found.clear()
-        outcome(strategy, random_view(seed=2), budget)
-        assert len(found) <= allowed, found
 
 
 @pytest.mark.parametrize("device", [CUDA])

@@ -4,8 +4,6 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from halfv_accel.strategies import DivPrune, FarthestPoints, divprune, needs_of, resolve
 from halfv_accel.strategies.cosines import products
@@ -79,16 +77,6 @@ def test_equal_tokens_are_chosen_in_their_order(name):
     view.states = torch.ones_like(view.states)
     chosen = METHODS[name][0].select(view, torch.tensor([4, 1]))
     assert chosen.tolist() == [[True] * 4 + [False] * 2, [True] + [False] * 5]
-
-
-@every_method
-@settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 10**6), count=st.integers(1, 16), data=st.data())
-def test_a_smaller_budget_is_a_subset(name, seed, count, data):
-    less, more = sorted(data.draw(st.lists(st.integers(0, count), min_size=2, max_size=2)))
-    view, strategy = random_view((count,), (1,), seed=seed), METHODS[name][0]
-    few, many = (strategy.select(view, torch.tensor([kept])) for kept in (less, more))
-    assert not (few & ~many).any()
 
 
 @every_method

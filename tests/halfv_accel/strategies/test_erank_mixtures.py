@@ -93,11 +93,7 @@ def test_the_cases_above_have_all_kinds_of_shares():
     assert shares == {"all", "some", "none"}
 
 
-@pytest.mark.parametrize("seed", range(3))
-@all_options
-def test_a_cluster_is_merged_by_attention_into_its_most_attended_member(seed, options):
-    strategy = ErankBat(**options)
-
+def merged_of(strategy):
     def merged(view, kept):
         important, others, count = split(strategy, view, len(kept))
         found = {token: view.states[0, token].double() for token in important}
@@ -106,8 +102,14 @@ def test_a_cluster_is_merged_by_attention_into_its_most_attended_member(seed, op
             found[group[0]] = (weights[:, None] * view.states[0, group].double()).sum(0) / weights.sum()
         return found
 
+    return merged
+
+
+@pytest.mark.parametrize("seed", range(3))
+@all_options
+def test_a_cluster_is_merged_by_attention_into_its_most_attended_member(seed, options):
     for budget in BUDGETS:
-        merged_alike(strategy, random_view(seed=seed), budget, merged)
+        merged_alike(ErankBat(**options), random_view(seed=seed), budget, merged_of(ErankBat(**options)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

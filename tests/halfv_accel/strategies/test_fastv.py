@@ -9,6 +9,11 @@ from tests.halfv_accel.strategies.inside import DECODER, FreeSignals, holds, sha
 from tests.halfv_accel.strategies.views import random_view
 
 
+def oracle(view, row, kept):
+    attention = view.signals["text attention"][row, :, int(view.text_present[row].sum()) - 1].double()
+    return sorted(top(attention.sum(0).tolist()[: int(view.present[row].sum())], kept))
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("coarse", [False, True])
 @pytest.mark.parametrize("ratio", [0, 0.3, 0.75, 1])
@@ -17,9 +22,7 @@ def test_it_keeps_what_the_last_text_token_attends_to(seed, coarse, ratio):
     budget = shares(view, ratio)
     chosen = holds(FastV(), view, budget)
     for row, kept in enumerate(budget.tolist()):
-        attention = view.signals["text attention"][row, :, int(view.text_present[row].sum()) - 1].double()
-        scores = attention.sum(0).tolist()[: int(view.present[row].sum())]
-        assert chosen[row].nonzero()[:, 0].tolist() == sorted(top(scores, kept))
+        assert chosen[row].nonzero()[:, 0].tolist() == oracle(view, row, kept)
 
 
 def test_it_asks_for_the_layer_that_scores():

@@ -9,6 +9,16 @@ from tests.halfv_accel.strategies.inside import DECODER, FreeSignals, holds, sha
 from tests.halfv_accel.strategies.views import random_view
 
 
+def oracle(view, row, kept):
+    text, picture = (view.signals[f"{of} attention"][row].double() for of in ("text", "visual"))  # [heads, ...]
+    words, tokens = int(view.text_present[row].sum()), int(view.present[row].sum())
+    scores = []
+    for token in range(tokens):
+        from_text = max(sum(head[word, token] for word in range(words)) / words for head in text)
+        scores.append(float(from_text * max(head[token] for head in picture)))
+    return sorted(top(scores, kept))
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("coarse", [False, True])
 @pytest.mark.parametrize("ratio", [0, 0.3, 0.75, 1])
@@ -18,14 +28,8 @@ def test_it_keeps_what_text_and_picture_attend_to(seed, coarse, ratio):
         view = random_view(texts=(4, 2, 4, 8), seed=seed, coarse=True)
     budget = shares(view, ratio)
     chosen = holds(FitPrune(), view, budget)
-    text, picture = view.signals["text attention"].double(), view.signals["visual attention"].double()
     for row, kept in enumerate(budget.tolist()):
-        words, tokens = int(view.text_present[row].sum()), int(view.present[row].sum())
-        scores = []
-        for token in range(tokens):
-            from_text = max(sum(text[row, head, word, token] for word in range(words)) / words for head in range(4))
-            scores.append(float(from_text * max(picture[row, head, token] for head in range(4))))
-        assert chosen[row].nonzero()[:, 0].tolist() == sorted(top(scores, kept))
+        assert chosen[row].nonzero()[:, 0].tolist() == oracle(view, row, kept)
 
 
 def test_all_text_asks():

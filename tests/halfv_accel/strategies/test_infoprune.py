@@ -161,15 +161,16 @@ def last_text_attention(view):
     return [sum(column) / len(heads) for column in zip(*heads, strict=True)]
 
 
+def middle(view, kept):
+    scores = last_text_attention(view)
+    return top(scores, kept, range(len(scores)))
+
+
 @pytest.mark.parametrize("coarse", [False, True], ids=["distinct", "ties"])
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("seed", range(3))
 def test_the_cut_in_the_middle_equals_the_oracle(seed, budget, coarse):
-    def oracle(view, kept):
-        scores = last_text_attention(view)
-        return top(scores, kept, range(len(scores)))
-
-    agrees(InfoPruneMid(), random_view(seed=seed, coarse=coarse), budget, oracle)
+    agrees(InfoPruneMid(), random_view(seed=seed, coarse=coarse), budget, middle)
 
 
 def test_the_cut_in_the_middle_goes_by_one_layer():

@@ -7,12 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from halfv_accel import HalfVError
 from halfv_accel.strategies import Adaptive, Merging, Needs, SparseVLM, resolve
 from halfv_accel.strategies.density_peaks import density_peaks
 from halfv_accel.strategies.sparsevlm import attention_rank, parts, raters
-from tests.halfv_accel.strategies.inside import holds, same_flops, shares, top
+from tests.halfv_accel.strategies.inside import DECODER, FreeSignals, holds, same_flops, shares, top
 from tests.halfv_accel.strategies.views import random_view
 
 MANY = [SparseVLM(), SparseVLM(tau=1, theta=0.8), SparseVLM(tau=0.7, theta=1, combined="mean"), SparseVLM(tau=0)]
@@ -165,11 +166,12 @@ def test_the_count_stays_within_the_bounds():
         assert found.dtype == torch.long
 
 
-def test_bounds_that_leave_no_choice_cost_nothing():
-    view = wide(0)
-    view.text_attention = None
-    there = view.present.sum(1)
-    assert torch.equal(SparseVLM().count(view, there // 2, there // 2), there // 2)
+@pytest.mark.parametrize("words", [1, 7])
+def test_it_states_what_its_count_costs(words):
+    view, sizes = random_view(counts=(12,), texts=(words,)), FreeSignals(DECODER, 12, 9, words)
+    with FlopCounterMode(display=False) as counter:
+        SparseVLM().count(view, torch.tensor([2]), torch.tensor([9]))
+    assert SparseVLM().count_flops(sizes) == counter.get_total_flops() > 0
 
 
 @given(st.integers(1, 9), st.integers(0, 99), st.data())

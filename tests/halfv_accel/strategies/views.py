@@ -39,6 +39,9 @@ class RandomView:
         weights = queries.float() / queries.sum(1, keepdim=True).clamp(min=1)
         return (weights[:, None, :, None] * each).sum(2)  # no product that a counter of operations would see
 
+    def each_text_attention(self, queries, scored_by="previous"):
+        return self.signals["text attention"].mean(1) * queries[..., None]
+
     def visual_attention(self, scored_by="previous"):
         return self.signals["visual attention"]
 

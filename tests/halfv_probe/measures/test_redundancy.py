@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from halfv_accel import accelerate
+from halfv_accel.plan import Plan
 from halfv_accel.prompts import chat_inputs
 from halfv_data import scenes
 from halfv_probe.measures.capture import watch_boundaries
@@ -110,6 +112,23 @@ def test_the_last_layer_is_worth_nothing_to_visual_tokens(mini):
     assert found.layer[:, -1].max() < TOLERANCE
     assert found.suffix[:, -1].max() < TOLERANCE
     assert found.same[:, -1].all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("suffix", [False, True], ids=["layer", "suffix"])
+def test_a_plan_that_skips_computes_what_was_measured(mini, suffix):
+    """KL of the next token between the untouched model and one that skips the layer, or it and all behind it."""
+    model, inputs = mini.model(), mini.batch([mini.prompt(*row) for row in rows_of(mini)])
+    found = redundancies(model, inputs)
+    untouched = model(**inputs).logits[:, -1].double().log_softmax(-1)
+    table = []
+    for layer in range(LAYERS):
+        with accelerate(model, Plan((), skip=tuple(range(layer, LAYERS if suffix else layer + 1)))):
+            skipping = model(**inputs).logits[:, -1].double().log_softmax(-1)
+        table.append((untouched.exp() * (untouched - skipping)).sum(-1))
+    truth = torch.stack(table, dim=1)
+    assert (truth[:3, :-1] > 1e-4).all()  # the last row has no picture, and nothing reads the last layer's
+    torch.testing.assert_close(found.suffix if suffix else found.layer, truth, rtol=1e-3, atol=TOLERANCE)
 
 
 def test_what_comes_before_the_terminated_layer_is_run_once(mini, monkeypatch):
