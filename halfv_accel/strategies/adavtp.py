@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from halfv_accel.errors import HalfVError
-from halfv_accel.strategies.effective_rank import check_rank_average, effective_rank, effective_rank_flops
-from halfv_accel.strategies.greedy import compared, directions, filled, greedy_picks, most_of
 from halfv_accel.strategies.protocol import Needs, Separators, Sizes, View
 from halfv_accel.strategies.registry import register
-from halfv_accel.strategies.vision_attention import attention_flops, attention_scores, check_vision_layer
+from halfv_accel.strategies.shared.effective_rank import check_rank_average, effective_rank, effective_rank_flops
+from halfv_accel.strategies.shared.greedy import compared, directions, filled, greedy_picks, most_of
+from halfv_accel.strategies.shared.vision_attention import attention_flops, attention_scores, check_vision_layer
 
 STEP = 0.01  # of the threshold, for each rank
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from halfv_accel.budget import floor_share, floor_shares
 from halfv_accel.strategies.farthest_points import farthest_points
 from halfv_accel.strategies.protocol import Needs, ScoredBy, Sizes, View, check_scored_by
-from halfv_accel.strategies.ranking import top_k_mask
 from halfv_accel.strategies.registry import register
-from halfv_accel.strategies.shares import check_share
+from halfv_accel.strategies.shared.ranking import top_k_mask
+from halfv_accel.strategies.shared.shares import check_share
 
 
 @register("anchor_cover")

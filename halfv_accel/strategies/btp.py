@@ -25,9 +25,9 @@ from halfv_accel.budget import floor_share, floor_shares
 from halfv_accel.errors import HalfVError
 from halfv_accel.strategies.farthest_points import farthest_points
 from halfv_accel.strategies.protocol import Needs, Places, ScoredBy, Sizes, View, check_scored_by
-from halfv_accel.strategies.ranking import ranks, top_k_mask
 from halfv_accel.strategies.registry import register
-from halfv_accel.strategies.shares import check_share
+from halfv_accel.strategies.shared.ranking import ranks, top_k_mask
+from halfv_accel.strategies.shared.shares import check_share
 
 
 @register("btp")

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from halfv_accel.errors import HalfVError
-from halfv_accel.strategies.cosines import products
-from halfv_accel.strategies.greedy import SPANNED, directions, filled, most_of, volume_flops, volume_picks
 from halfv_accel.strategies.protocol import Needs, Separators, Sizes, View
 from halfv_accel.strategies.registry import register
+from halfv_accel.strategies.shared.cosines import products
+from halfv_accel.strategies.shared.greedy import SPANNED, directions, filled, most_of, volume_flops, volume_picks
 
 LEAST = 1e-6  # relevance
 

@@ -14,11 +14,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from halfv_accel.strategies.cosines import products
 from halfv_accel.strategies.farthest_points import farthest_points
-from halfv_accel.strategies.greedy import directions
 from halfv_accel.strategies.protocol import Needs, Separators, Sizes, View
 from halfv_accel.strategies.registry import register
+from halfv_accel.strategies.shared.cosines import products
+from halfv_accel.strategies.shared.greedy import directions
 
 CHUNK = 2**24  # cosines of a row that are held at a time
 

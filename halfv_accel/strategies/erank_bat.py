@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from halfv_accel.strategies.cosines import products, replaced, taken
-from halfv_accel.strategies.density_peaks import density_peaks
-from halfv_accel.strategies.erank_share import ErankShare
-from halfv_accel.strategies.greedy import finite
 from halfv_accel.strategies.protocol import Sizes, View
 from halfv_accel.strategies.registry import register
+from halfv_accel.strategies.shared.cosines import products, replaced, taken
+from halfv_accel.strategies.shared.density_peaks import density_peaks
+from halfv_accel.strategies.shared.erank_share import ErankShare
+from halfv_accel.strategies.shared.greedy import finite
 
 
 @register("erank_bat")

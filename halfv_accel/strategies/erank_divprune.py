@@ -1,8 +1,8 @@
 """DivPrune and FasterVLM, mixed by the picture's effective rank (AdaVTP, Table 6).
 
 The paper says that the share of attention falls linearly with effective rank, and gives no formula; what ours is, is in
-`halfv_accel.strategies.erank_share`. Nor does it say how the two choices meet: here DivPrune chooses among the tokens
-that attention has not taken, as Table 3 replaces tokens of one by those of the other.
+`halfv_accel.strategies.shared.erank_share`. Nor does it say how the two choices meet: here DivPrune chooses among the
+tokens that attention has not taken, as Table 3 replaces tokens of one by those of the other.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from halfv_accel.strategies.cosines import cosines
-from halfv_accel.strategies.erank_share import ErankShare
-from halfv_accel.strategies.greedy import greedy_picks, most_of
 from halfv_accel.strategies.protocol import Sizes, View
 from halfv_accel.strategies.registry import register
+from halfv_accel.strategies.shared.cosines import cosines
+from halfv_accel.strategies.shared.erank_share import ErankShare
+from halfv_accel.strategies.shared.greedy import greedy_picks, most_of
 
 
 @register("erank_divprune")

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from halfv_accel.strategies.cosines import cosines
-from halfv_accel.strategies.erank_share import ErankShare
 from halfv_accel.strategies.protocol import Needs, Sizes, View
 from halfv_accel.strategies.registry import register
-from halfv_accel.strategies.vision_attention import check_at_least
+from halfv_accel.strategies.shared.cosines import cosines
+from halfv_accel.strategies.shared.erank_share import ErankShare
+from halfv_accel.strategies.shared.vision_attention import check_at_least
 from halfv_accel.strategies.vispruner import without_duplicates
 
 

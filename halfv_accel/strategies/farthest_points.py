@@ -13,9 +13,6 @@ is distant now is likely to be picked soon.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,12 +23,12 @@ from torch import Tensor
 from halfv_accel.kernels import triton_works
 from halfv_accel.strategies.protocol import Needs, Separators, Sizes, View
 from halfv_accel.strategies.registry import register
+from halfv_accel.strategies.shared.precision import plain_float32
 
 TABLE = 8192  # tokens; a table of all cosines takes 4 V^2 bytes a row
 SMALL = 10**8  # products; a table of fewer is made sooner than a pool is found to be empty
 POOL = 48  # larger ones hold more tokens that are never picked, smaller ones make slower products
 ANCHORS = 1024  # anchors compared with all tokens at a time
-_changing = threading.Lock()  # the process's settings for products
 
 
 @register("farthest_points")
@@ -77,27 +74,6 @@ def farthest_points(states: Tensor, present: Tensor, anchors: Tensor, budget: Te
 
             return kernel.farthest_points(states, present, anchors, budget)
         return _grow(F.normalize(states.float(), dim=-1), present, anchors & present, budget)
-
-
-@contextmanager
-def plain_float32() -> Iterator[None]:
-    """No TF32, no bfloat16 in float32 products, whatever the settings: near neighbours would become equal.
-
-    The settings are the process's, so threads that have to change them do so one after the other.
-    """
-    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    if not _changing.locked() and all(backend.fp32_precision in ("none", "ieee") for backend in backends):
-        yield
-        return
-    with _changing:
-        before = [backend.fp32_precision for backend in backends]
-        try:
-            for backend in backends:
-                backend.fp32_precision = "ieee"
-            yield
-        finally:
-            for backend, precision in zip(backends, before, strict=True):
-                backend.fp32_precision = precision
 
 
 def _grow(directions: Tensor, present: Tensor, chosen: Tensor, budget: Tensor) -> Tensor:

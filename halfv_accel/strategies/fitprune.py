@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from halfv_accel.strategies.protocol import Needs, ScoredBy, Sizes, View, check_scored_by
-from halfv_accel.strategies.ranking import top_k_mask
 from halfv_accel.strategies.registry import register
+from halfv_accel.strategies.shared.ranking import top_k_mask
 
 
 @register("fitprune")

@@ -21,11 +21,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from halfv_accel.strategies.dividing import apportion, pictures_and_parts, top_k_in_groups
 from halfv_accel.strategies.protocol import Needs, Places, Separators, Sizes, View
 from halfv_accel.strategies.registry import register
-from halfv_accel.strategies.shares import check_share
-from halfv_accel.strategies.vision_attention import attention_flops, attention_scores, check_vision_layer
+from halfv_accel.strategies.shared.dividing import apportion, pictures_and_parts, top_k_in_groups
+from halfv_accel.strategies.shared.shares import check_share
+from halfv_accel.strategies.shared.vision_attention import attention_flops, attention_scores, check_vision_layer
 
 
 @register("hired")

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from halfv_accel.errors import HalfVError
-from halfv_accel.strategies.cosines import cosines, taken
-from halfv_accel.strategies.dividing import apportion, top_k_in_groups
 from halfv_accel.strategies.protocol import Needs, Separators, Sizes, View
 from halfv_accel.strategies.registry import register
-from halfv_accel.strategies.vision_attention import (
+from halfv_accel.strategies.shared.cosines import cosines, taken
+from halfv_accel.strategies.shared.dividing import apportion, top_k_in_groups
+from halfv_accel.strategies.shared.vision_attention import (
     attention_flops,
     attention_scores,
     check_at_least,

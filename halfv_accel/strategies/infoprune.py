@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from halfv_accel.errors import HalfVError
-from halfv_accel.strategies.cosines import cosines, packed, products, replaced, taken
-from halfv_accel.strategies.greedy import filled, finite, most_of, volume_flops, volume_picks
 from halfv_accel.strategies.protocol import Needs, Separators, Sizes, View
-from halfv_accel.strategies.ranking import top_k_mask
 from halfv_accel.strategies.registry import register
-from halfv_accel.strategies.vision_attention import attention_flops, attention_scores, check_vision_layer
+from halfv_accel.strategies.shared.cosines import cosines, packed, products, replaced, taken
+from halfv_accel.strategies.shared.greedy import filled, finite, most_of, volume_flops, volume_picks
+from halfv_accel.strategies.shared.ranking import top_k_mask
+from halfv_accel.strategies.shared.vision_attention import attention_flops, attention_scores, check_vision_layer
 
 
 @register("infoprune")

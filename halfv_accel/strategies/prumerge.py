@@ -18,12 +18,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from halfv_accel.strategies.cosines import packed, products, replaced, taken
-from halfv_accel.strategies.dividing import evenly_spaced
 from halfv_accel.strategies.protocol import Needs, Separators, Sizes, View
-from halfv_accel.strategies.ranking import top_k_mask
 from halfv_accel.strategies.registry import register
-from halfv_accel.strategies.vision_attention import (
+from halfv_accel.strategies.shared.cosines import packed, products, replaced, taken
+from halfv_accel.strategies.shared.dividing import evenly_spaced
+from halfv_accel.strategies.shared.ranking import top_k_mask
+from halfv_accel.strategies.shared.vision_attention import (
     attention_flops,
     attention_scores,
     check_at_least,

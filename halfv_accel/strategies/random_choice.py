@@ -11,8 +11,8 @@ from torch import Tensor
 
 from halfv_accel.errors import HalfVError
 from halfv_accel.strategies.protocol import Needs, Sizes, View
-from halfv_accel.strategies.ranking import top_k_mask
 from halfv_accel.strategies.registry import register
+from halfv_accel.strategies.shared.ranking import top_k_mask
 
 
 @register("random_choice")

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from halfv_accel.budget import floor_shares
 from halfv_accel.errors import HalfVError
-from halfv_accel.strategies.cosines import products, replaced, taken
-from halfv_accel.strategies.density_peaks import density_peaks
 from halfv_accel.strategies.protocol import Needs, ScoredBy, Sizes, View, check_scored_by
-from halfv_accel.strategies.ranking import ranks
 from halfv_accel.strategies.registry import register
-from halfv_accel.strategies.shares import check_share
+from halfv_accel.strategies.shared.cosines import products, replaced, taken
+from halfv_accel.strategies.shared.density_peaks import density_peaks
+from halfv_accel.strategies.shared.ranking import ranks
+from halfv_accel.strategies.shared.shares import check_share
 
 Combined = Literal["sum", "mean"]
 

@@ -14,9 +14,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from halfv_accel.strategies.dividing import pictures_and_parts
 from halfv_accel.strategies.protocol import Needs, Separators, Sizes, View
 from halfv_accel.strategies.registry import register
+from halfv_accel.strategies.shared.dividing import pictures_and_parts
 
 
 @register("uniform_grid")

@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from halfv_accel.budget import floor_share
-from halfv_accel.strategies.cosines import cosines, packed, products, replaced, taken
-from halfv_accel.strategies.dividing import evenly_spaced
 from halfv_accel.strategies.protocol import Needs, Separators, Sizes, View
-from halfv_accel.strategies.ranking import top_k_mask
 from halfv_accel.strategies.registry import register
-from halfv_accel.strategies.shares import check_share
-from halfv_accel.strategies.vision_attention import attention_flops, attention_scores, check_vision_layer
+from halfv_accel.strategies.shared.cosines import cosines, packed, products, replaced, taken
+from halfv_accel.strategies.shared.dividing import evenly_spaced
+from halfv_accel.strategies.shared.ranking import top_k_mask
+from halfv_accel.strategies.shared.shares import check_share
+from halfv_accel.strategies.shared.vision_attention import attention_flops, attention_scores, check_vision_layer
 
 
 @register("visionzip")

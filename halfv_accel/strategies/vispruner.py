@@ -15,12 +15,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from halfv_accel.strategies.cosines import cosines
 from halfv_accel.strategies.protocol import Needs, Separators, Sizes, View
-from halfv_accel.strategies.ranking import top_k_mask
 from halfv_accel.strategies.registry import register
-from halfv_accel.strategies.shares import check_share
-from halfv_accel.strategies.vision_attention import (
+from halfv_accel.strategies.shared.cosines import cosines
+from halfv_accel.strategies.shared.ranking import top_k_mask
+from halfv_accel.strategies.shared.shares import check_share
+from halfv_accel.strategies.shared.vision_attention import (
     attention_flops,
     attention_scores,
     check_at_least,

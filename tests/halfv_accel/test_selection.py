@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from halfv_accel.budget import floor_share, token_budget
 from halfv_accel.engine.rows import Rows
 from halfv_accel.strategies.anchor_cover import AnchorCover
-from halfv_accel.strategies.ranking import top_k_mask
+from halfv_accel.strategies.shared.ranking import top_k_mask
 
 
 @st.composite

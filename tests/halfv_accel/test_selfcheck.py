@@ -12,7 +12,7 @@ from halfv_accel.engine.rows import Rows
 from halfv_accel.engine.view import LayerView
 from halfv_accel.selfcheck import Check, __main__, selfcheck
 from halfv_accel.strategies import AnchorCover, LastTokenAttention
-from halfv_accel.strategies.ranking import top_k_mask
+from halfv_accel.strategies.shared.ranking import top_k_mask
 
 from .miniatures import MiniLlava
 from .refusing import refusal

@@ -11,7 +11,7 @@ from halfv_accel.budget import token_budget
 from halfv_accel.plan import Plan, Stage
 from halfv_accel.selfcheck import selfcheck
 from halfv_accel.strategies import KeepNone, Needs, RandomChoice
-from halfv_accel.strategies.ranking import top_k_mask
+from halfv_accel.strategies.shared.ranking import top_k_mask
 
 from .miniatures import LAYERS
 

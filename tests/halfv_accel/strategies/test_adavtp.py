@@ -7,7 +7,7 @@ import torch
 
 from halfv_accel import HalfVError
 from halfv_accel.strategies import Adaptive, AdaVTP, needs_of, resolve
-from halfv_accel.strategies.effective_rank import effective_rank
+from halfv_accel.strategies.shared.effective_rank import effective_rank
 from tests.halfv_accel.strategies.cases import BUDGETS, agrees, counts_itself, tokens
 from tests.halfv_accel.strategies.greedy_oracles import distance, rows, top
 from tests.halfv_accel.strategies.views import random_view

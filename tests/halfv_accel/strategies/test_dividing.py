@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from halfv_accel.strategies.dividing import apportion, evenly_spaced, top_k_in_groups
+from halfv_accel.strategies.shared.dividing import apportion, evenly_spaced, top_k_in_groups
 
 
 def fill(total, weights, capacity):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from halfv_accel.strategies import DivPrune, FarthestPoints, divprune, needs_of, resolve
-from halfv_accel.strategies.cosines import products
+from halfv_accel.strategies.shared.cosines import products
 from tests.halfv_accel.strategies.cases import BUDGETS, agrees, counts_itself
 from tests.halfv_accel.strategies.greedy_oracles import distance, first_largest, rows
 from tests.halfv_accel.strategies.views import random_view

@@ -19,7 +19,7 @@ from halfv_accel.strategies import (
     needs_of,
     resolve,
 )
-from halfv_accel.strategies.cosines import cosines
+from halfv_accel.strategies.shared.cosines import cosines
 from tests.halfv_accel.strategies.cases import BUDGETS, agrees, counts_itself, merged_alike, tokens
 from tests.halfv_accel.strategies.greedy_oracles import rows, top
 from tests.halfv_accel.strategies.test_adavtp import mean_attention, slow_rank

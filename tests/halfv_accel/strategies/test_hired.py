@@ -14,9 +14,9 @@ from transformers.models.llava_next import modeling_llava_next as next_model
 from halfv_accel import HalfVError
 from halfv_accel.adapters import family_of
 from halfv_accel.strategies import ClsAttention, HiRED, Places, resolve
-from halfv_accel.strategies.dividing import pictures_and_parts
 from halfv_accel.strategies.hired import _regions
-from halfv_accel.strategies.ranking import top_k_mask
+from halfv_accel.strategies.shared.dividing import pictures_and_parts
+from halfv_accel.strategies.shared.ranking import top_k_mask
 from tests.halfv_accel.miniatures import MINIATURES
 from tests.halfv_accel.strategies.cases import agrees, counts_itself, tokens
 from tests.halfv_accel.strategies.pictures import ROWS, cropped, pictured_view

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from halfv_accel.strategies import Needs
-from halfv_accel.strategies.ranking import top_k_mask
+from halfv_accel.strategies.shared.ranking import top_k_mask
 
 
 @dataclass(frozen=True)

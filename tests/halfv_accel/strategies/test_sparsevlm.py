@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from halfv_accel import HalfVError
 from halfv_accel.strategies import Adaptive, Merging, Needs, SparseVLM, resolve
-from halfv_accel.strategies.density_peaks import density_peaks
+from halfv_accel.strategies.shared.density_peaks import density_peaks
 from halfv_accel.strategies.sparsevlm import attention_rank, parts, raters
 from tests.halfv_accel.strategies.inside import DECODER, FreeSignals, holds, same_flops, shares, top
 from tests.halfv_accel.strategies.views import random_view

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from halfv_accel.errors import HalfVError
-from halfv_accel.strategies.greedy import finite
+from halfv_accel.strategies.shared.greedy import finite
 
 
 def effective_rank(states: Tensor, present: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from halfv_accel.strategies.protocol import Places
-from halfv_accel.strategies.ranking import top_k_mask
+from halfv_accel.strategies.shared.ranking import top_k_mask
 
 
 def evenly_spaced(candidates: Tensor, count: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from halfv_accel.strategies.cosines import taken
-from halfv_accel.strategies.farthest_points import plain_float32
-from halfv_accel.strategies.ranking import top_k_mask
+from halfv_accel.strategies.shared.cosines import taken
+from halfv_accel.strategies.shared.precision import plain_float32
+from halfv_accel.strategies.shared.ranking import top_k_mask
 
 After = Callable[[Tensor, Tensor, int], Tensor]
 SPANNED = 1e-5  # of its squared length: less than that left of a vector is float32's rounding

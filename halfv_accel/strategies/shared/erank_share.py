@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from halfv_accel.errors import HalfVError
-from halfv_accel.strategies.effective_rank import check_rank_average, effective_rank, effective_rank_flops
 from halfv_accel.strategies.protocol import Needs, Separators, Sizes, View
-from halfv_accel.strategies.ranking import top_k_mask
-from halfv_accel.strategies.shares import check_share
-from halfv_accel.strategies.vision_attention import attention_flops, attention_scores, check_vision_layer
+from halfv_accel.strategies.shared.effective_rank import check_rank_average, effective_rank, effective_rank_flops
+from halfv_accel.strategies.shared.ranking import top_k_mask
+from halfv_accel.strategies.shared.shares import check_share
+from halfv_accel.strategies.shared.vision_attention import attention_flops, attention_scores, check_vision_layer
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from halfv_accel.strategies.cosines import products
-from halfv_accel.strategies.ranking import top_k_mask
+from halfv_accel.strategies.shared.cosines import products
+from halfv_accel.strategies.shared.ranking import top_k_mask
 
 
 def density_peaks(points: Tensor, present: Tensor, clusters: Tensor) -> Tensor:

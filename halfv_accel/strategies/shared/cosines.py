@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from halfv_accel.strategies.farthest_points import plain_float32
+from halfv_accel.strategies.shared.precision import plain_float32
 
 
 def cosines(some: Tensor, others: Tensor) -> Tensor:
