@@ -72,6 +72,8 @@ class Calibration(Document):
     seed: int
     fidelity: Fidelity = "paper"
     versions: dict[str, str] = Field(default_factory=dict)
+    dtype: str | None = Field(default=None, description="Of the weights it ran with; absent before 2.0.")
+    device: str | None = Field(default=None, description="What it ran on: cpu, cuda, mps; absent before 2.0.")
     settings: Settings | None = Field(default=None, description="All that was asked for; absent before 1.3.")
 
 

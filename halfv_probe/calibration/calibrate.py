@@ -168,7 +168,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def calibration_of(settings: Settings, samples: int) -> Calibration:
+def calibration_of(model: PreTrainedModel, settings: Settings, samples: int) -> Calibration:
     """Where a profile's numbers come from."""
     return Calibration(
         data=settings.data,
@@ -177,6 +177,8 @@ def calibration_of(settings: Settings, samples: int) -> Calibration:
         seed=settings.seed,
         fidelity=settings.fidelity,
         versions=versions(),
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=model.device.type,
         settings=settings,
     )
 
@@ -212,7 +214,7 @@ def _profile(
             retention=chosen.ssr_retention,
             scored_by=chosen.ssr_scored_by,
         ),
-        calibration=calibration_of(settings, samples),
+        calibration=calibration_of(model, settings, samples),
         evidence=evidence,
     )
 

@@ -68,7 +68,7 @@ def calibrate_method(
     return Profile(
         model=model_info(model, settings.model_id),
         plan=PlanDocument.of(found.plan),
-        calibration=calibration_of(settings, sum(measure.sizes)),
+        calibration=calibration_of(model, settings, sum(measure.sizes)),
         evidence=evidence,
     )
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from halfv_accel import accelerate, halfv_plan
 from halfv_accel.budget import floor_share, token_budget
-from halfv_accel.engine.prefill import Prefill
+from halfv_accel.engine.choice import Choice
 
 from .miniatures import MINIATURES
 
@@ -107,20 +107,20 @@ def test_anchors_are_the_best_scored_and_stay(batch, plan):
     """Recomputed from what the engine shows the strategy: the highest scores survive coverage."""
     mini, prompts = batch
     chosen = []
-    select_ = Prefill._select
+    select_ = Choice.select
 
-    def spy(self, stage, before, here, candidates, budget):
-        kept = select_(self, stage, before, here, candidates, budget)
+    def spy(self, budget):
+        kept, stage, view = select_(self, budget), self.stage, self.view
         if stage.name == "ivr":
             own = stage.strategy.scored_by == "own"
-            chosen.append((here if own else before, stage.layer - (not own), candidates, kept, budget))
+            chosen.append((view.here if own else view.before, stage.layer - (not own), self.candidates, kept, budget))
         return kept
 
-    Prefill._select = spy
+    Choice.select = spy
     try:
         select(mini, prompts, plan[0])
     finally:
-        Prefill._select = select_
+        Choice.select = select_
     for seen, scorer, candidates, kept, budget in chosen:
         scores = naive_scores(mini, scorer, seen.states, candidates, prompts)
         for row, (row_scores, count) in enumerate(zip(scores, budget, strict=True)):

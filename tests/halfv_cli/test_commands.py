@@ -6,9 +6,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import tiny_vlm
 from halfv_accel import Profile
+from halfv_accel.models import is_native
 from halfv_accel.names import MODELS, Known
 from halfv_accel.plan_text import describe_plan, parse_plan
 from halfv_data import scenes
@@ -30,6 +32,8 @@ def test_calibrate_writes_a_profile_that_says_where_it_comes_from(halfv, profile
     assert len(profile.evidence.layer_kl) == profile.model.num_layers
     assert {len(curve) for curve in profile.evidence.entropy.values()} == {profile.model.num_layers + 1}
     assert {"torch", "transformers"} <= set(profile.calibration.versions)
+    native = "bfloat16" if is_native(torch.bfloat16) else "float32"
+    assert (profile.calibration.dtype, profile.calibration.device) == (native, "cpu")
 
 
 def test_calibration_is_repeatable(halfv, tmp_path, profile_path):
