@@ -148,7 +148,7 @@ INSIDE = (
         "infoprune_mid",
         "InfoPrune, stage 2",
         "InfoPrune (submitted 2025), Eq. 9",
-        "infoprune_mid",
+        "fastv",
         (Step(16, 32, 1 / 3),),
         "half of the depth (its K of LLaVA and of Qwen); " + SCALED,
         "no public code was seen; the flow of saliency only motivates K",
@@ -162,14 +162,14 @@ BEFORE = (
         "InfoPrune, both stages",
         "InfoPrune (submitted 2025), Algorithm 1, Eq. 6-9",
         "infoprune",
-        (Step(0, retention=1 / 6), Step(16, 32, 1 / 18, strategy="infoprune_mid")),
+        (Step(0, retention=1 / 6), Step(16, 32, 1 / 18, strategy="fastv")),
         "R1 = 16.7 %, R2 = a third of these (its Table 4); " + SCALED,
         "no public code was seen; saturation and inertia have no value in the paper",
         reads_text=True,
         by_family={
             "qwen": (
                 Step(0, retention=1 / 6, parameters={"pool": 3.0}),
-                Step(14, 28, 1 / 18, strategy="infoprune_mid"),
+                Step(14, 28, 1 / 18, strategy="fastv"),
             )
         },
     ),

@@ -22,7 +22,6 @@ from halfv_accel.strategies.fitprune import FitPrune
 from halfv_accel.strategies.hired import HiRED
 from halfv_accel.strategies.holov import HoloV
 from halfv_accel.strategies.infoprune import InfoPrune
-from halfv_accel.strategies.infoprune_mid import InfoPruneMid
 from halfv_accel.strategies.keep_none import KeepNone
 from halfv_accel.strategies.last_token_attention import LastTokenAttention
 from halfv_accel.strategies.protocol import (
@@ -68,7 +67,6 @@ __all__ = [
     "HiRED",
     "HoloV",
     "InfoPrune",
-    "InfoPruneMid",
     "KeepNone",
     "LastTokenAttention",
     "Merging",

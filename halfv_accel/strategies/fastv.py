@@ -4,7 +4,9 @@ Where `last_token_attention` shares the attention among the visual tokens alone,
 counts what it gives to the text: a head that hardly looks at the picture hardly has a say.
 
 FastV scores by the layer before the stage, in the paper and in the public code. PyramidDrop (Xing et al.,
-2024, arXiv 2410.17247) is the same choice in several stages, scored by the stage's own layer.
+2024, arXiv 2410.17247) is the same choice in several stages, scored by the stage's own layer. InfoPrune's second stage
+(Eq. 9) is the same choice once, in the middle: behind its layer K, counted from 0 (15 of LLaVA's 32, 13 of
+Qwen2.5-VL's 28, Appendix B), so a stage that goes by the layer before it acts on K + 1.
 """
 
 from __future__ import annotations

@@ -9,7 +9,9 @@ Where the paper leaves something open or contradicts itself: a are probabilities
 nearly flat, and attention acts through the pool far more than through q. MFI is a norm in Eq. 2 and its square in
 Appendix C.1.1, which gives the same order. Epsilon and beta have no value; ours are small and one. X may lie before the
 projector or behind it; here it is what the language model gets, which is what merging overwrites. Algorithm 1 also
-truncates a choice larger than T, which it cannot make.
+truncates a choice larger than T, which it cannot make. Of stage 2 (the choice is FastV's), K is detected by semantic
+convergence (abstract) or predefined (Section 3.2, Appendix H); the saliency flow of Eq. 4-5 asks for gradients, shows
+when evidence has flowed, and does not rank; R2 is called a pruning ratio and is what stays of stage 1's tokens.
 """
 
 from __future__ import annotations

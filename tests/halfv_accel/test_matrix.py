@@ -31,7 +31,7 @@ PLANS = {name: Plan((stage(name),)) for name in STRATEGIES}
 PLANS |= {
     "skip": Plan((), skip=(0, 2, 3)),
     "freeze": Plan((Stage("freeze", 2, "keep_none", 0.0, "freeze"),)),
-    "infoprune, both stages": Plan((stage("infoprune"), Stage("mid", 3, "infoprune_mid", 0.2))),
+    "infoprune, both stages": Plan((stage("infoprune"), Stage("mid", 3, "fastv", 0.2))),
     "visionzip, then sparse": Plan((stage("visionzip"), Stage("ssr", 3, "last_token_attention", 0.1))),
     "divprune, then skip": Plan((stage("divprune"),), skip=(3, 5)),
     "merged twice": Plan((stage("prumerge"), Stage("again", 2, "sparsevlm", 0.3)), skip=(1, 4)),

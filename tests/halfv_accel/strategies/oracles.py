@@ -88,7 +88,6 @@ ORACLES = {
     "hired": hired,
     "holov": lambda strategy, view, kept: test_holov.oracle(strategy)(view, kept),
     "infoprune": lambda strategy, view, kept: test_infoprune.oracle_of(strategy)(view, kept),
-    "infoprune_mid": lambda strategy, view, kept: test_infoprune.middle(view, kept),
     "keep_none": lambda strategy, view, kept: [],
     "last_token_attention": last_token_attention,
     "prumerge": lambda strategy, view, kept: test_prumerge.oracle(view, kept),

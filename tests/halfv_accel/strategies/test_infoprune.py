@@ -6,9 +6,7 @@ import pytest
 import torch
 
 from halfv_accel import HalfVError
-from halfv_accel.architectures import middling
-from halfv_accel.decoder import Decoder
-from halfv_accel.strategies import InfoPrune, InfoPruneMid, Merging, Sizes, needs_of, resolve
+from halfv_accel.strategies import InfoPrune, Merging, needs_of, resolve
 from tests.halfv_accel.strategies.cases import BUDGETS, agrees, counts_itself, merged_alike, tokens
 from tests.halfv_accel.strategies.greedy_oracles import distance, dot, first_largest, largest_residuals, rows, top
 from tests.halfv_accel.strategies.views import random_view
@@ -155,36 +153,6 @@ def test_what_makes_no_sense_is_refused(options):
         InfoPrune(**options)
 
 
-def last_text_attention(view):
-    last = int(view.text_present[0].sum()) - 1
-    heads = view.signals["text attention"][0, :, last].double().tolist()
-    return [sum(column) / len(heads) for column in zip(*heads, strict=True)]
-
-
-def middle(view, kept):
-    scores = last_text_attention(view)
-    return top(scores, kept, range(len(scores)))
-
-
-@pytest.mark.parametrize("coarse", [False, True], ids=["distinct", "ties"])
-@pytest.mark.parametrize("budget", BUDGETS)
-@pytest.mark.parametrize("seed", range(3))
-def test_the_cut_in_the_middle_equals_the_oracle(seed, budget, coarse):
-    agrees(InfoPruneMid(), random_view(seed=seed, coarse=coarse), budget, middle)
-
-
-def test_the_cut_in_the_middle_goes_by_one_layer():
-    assert resolve("infoprune_mid") == InfoPruneMid("previous")
-    assert needs_of(InfoPruneMid()).before and not needs_of(InfoPruneMid("own")).before
-    asked = []
-    view = random_view()
-    view.text_attention = lambda queries=None, **options: asked.append((queries, options)) or torch.ones(4, 4, 16)
-    InfoPruneMid("own").select(view, torch.tensor([1, 1, 0, 1]))
-    assert asked == [(None, dict(scored_by="own"))]
-    with pytest.raises(HalfVError, match="scored_by is"):
-        InfoPruneMid("next")
-
-
 def test_the_oracle_of_residuals_is_the_determinant():
     """The oracle itself: squared residuals multiply to the Gram determinant."""
     vectors = rows(random_view((5,), (1,), seed=9).states)
@@ -192,8 +160,3 @@ def test_the_oracle_of_residuals_is_the_determinant():
     gram = torch.tensor([[dot(vectors[a], vectors[b]) for b in picks] for a in picks], dtype=torch.float64)
     steps = [float(torch.linalg.det(gram[: n + 1, : n + 1]) / torch.linalg.det(gram[:n, :n])) for n in range(1, 5)]
     assert steps == sorted(steps, reverse=True)
-
-
-def test_the_cut_in_the_middle_costs_one_query():
-    sizes = Sizes(Decoder.of(middling()), 16, 4, 5)
-    assert InfoPruneMid().flops(sizes) == sizes.text_attention_flops(1) > 0

@@ -149,7 +149,7 @@ def test_where_nothing_is_dropped_no_bit_changes(name, dtype, case, data):
 
 # Those whose choice does not ask how many are wanted: a smaller budget is a part of a larger one.
 NESTED = {name: EVERY[name] for name in ("adavtp", "cdpruner", "divprune", "farthest_points")}  # greedy
-NESTED |= {name: EVERY[name] for name in ("cls_attention", "fastv", "fitprune", "infoprune_mid")}  # ranked
+NESTED |= {name: EVERY[name] for name in ("cls_attention", "fastv", "fitprune")}  # ranked
 NESTED |= {name: EVERY[name] for name in ("last_token_attention", "random_choice")}
 NESTED |= {f"adavtp {average}": AdaVTP(erank_avg=average) for average in (1.0, 2.0)}
 NESTED |= {"adavtp, far": AdaVTP(erank_avg=1.5, tau_max=0.9), "cdpruner, negative": CDPruner(negative=True)}
