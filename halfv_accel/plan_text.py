@@ -179,7 +179,10 @@ def _layers(part: str, rest: list[str]) -> list[int]:
     for piece in rest[0].split("+") if len(rest) == 1 else [""]:
         first, dash, last = piece.partition("-")
         start = _whole(part, first)
-        found += range(start, (_whole(part, last) if dash else start) + 1)
+        end = _whole(part, last) if dash else start
+        if end < start:
+            raise HalfVError(f"plan part '{part}' has layers from {start} to {end}: write the lower one first")
+        found += range(start, end + 1)
     return found
 
 

@@ -144,6 +144,7 @@ def test_what_words_cannot_ask_for_is_still_described():
         ("freeze:9:0.5", "write freeze:layer,"),
         ("skip", "'' where a number belongs"),
         ("skip:3+x", "'x' where a number belongs"),
+        ("skip:5-3", "from 5 to 3: write the lower one first"),
         ("fastv", "leaves layers or budgets to the model's size"),
         ("fastv:2:1/0", "'1/0' where a number belongs"),
         ("fastv:2:0.5:x=1", "strategy 'fastv' has no parameter 'x': it has scored_by"),
