@@ -12,13 +12,16 @@ if TYPE_CHECKING:
     from halfv_probe.methods.protocol import Calibrated
 
 CLOSE_AGREEMENT = 0.9  # below it, the user hears how many replies change
-MethodName = Literal["halfv", "vtw", "shortv", "fitprune", "adavtp", "erank_divprune", "erank_vispruner", "erank_bat"]
+MethodName = Literal[
+    "halfv", "vtw", "shortv", "fitprune", "infoprune", "adavtp", "erank_divprune", "erank_vispruner", "erank_bat"
+]
 BUDGET = ("retention",)
 OPTIONS: dict[str, tuple[str, ...]] = {  # what each method knows beside where samples come from and how they are run
     "halfv": ("max_drop", "target_flops", "confidence", "k", "fidelity", "latency", "null"),
     "vtw": ("max_kl",),
     "shortv": ("layers",),
     "fitprune": ("target_flops",),
+    "infoprune": (),
     "adavtp": BUDGET,
     "erank_divprune": BUDGET,
     "erank_vispruner": BUDGET,
@@ -39,7 +42,7 @@ def check_options(context: typer.Context, method: MethodName) -> None:
     for name in dict.fromkeys(name for names in OPTIONS.values() for name in names):
         source = context.get_parameter_source(name)
         if name not in known and source is not None and source.name == "COMMANDLINE":
-            theirs = ", ".join(map(_flag, known))
+            theirs = ", ".join(map(_flag, known)) or "none of its own"
             raise HalfVError(f"{_flag(name)} is no option of --method {method}, which knows {theirs}: leave it out")
 
 
@@ -61,6 +64,7 @@ def asked_of(
     from halfv_probe.choice.layers import ETA
     from halfv_probe.methods.erank import EffectiveRank
     from halfv_probe.methods.fitprune import FitPruneBudget
+    from halfv_probe.methods.infoprune import MatureLayer
     from halfv_probe.methods.shortv import ShortV
     from halfv_probe.methods.vtw import VTW
 
@@ -72,6 +76,8 @@ def asked_of(
         return VTW(ETA if max_kl is None else max_kl)
     if method == "shortv":
         return ShortV(layers)
+    if method == "infoprune":
+        return MatureLayer()
     if method == "fitprune":
         if target_flops is None:
             raise HalfVError("--method fitprune keeps to a budget: add --target-flops, such as --target-flops 0.5")

@@ -164,7 +164,9 @@ BEFORE = (
         "infoprune",
         (Step(0, retention=1 / 6), Step(16, 32, 1 / 18, strategy="fastv")),
         "R1 = 16.7 %, R2 = a third of these (its Table 4); " + SCALED,
-        "no public code was seen; saturation and inertia have no value in the paper",
+        "no public code was seen; saturation and inertia have no value in the paper, which sets K by hand; "
+        "`halfv calibrate --method infoprune` finds it by semantic maturity",
+        calibrated=True,
         reads_text=True,
         by_family={
             "qwen": (

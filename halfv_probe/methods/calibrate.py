@@ -41,7 +41,7 @@ def calibrate_method(
     model, prompts, settings, journal, progress
         As in `halfv_probe.calibrate`. Goal, k, latency and null model of the settings are HalfV's own and have no say.
     method : Calibrated
-        `VTW`, `ShortV`, `FitPruneBudget` or `EffectiveRank`.
+        `VTW`, `ShortV`, `FitPruneBudget`, `MatureLayer` or `EffectiveRank`.
 
     Raises
     ------
