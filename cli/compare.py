@@ -80,15 +80,18 @@ def compare(
     usable = usable_samples(processor, loaded, skip_bad)
     if len(loaded.samples) < samples:
         typer.echo(f"{data} holds {len(loaded.samples)} samples, fewer than {samples}: using all of them", err=True)
-    place = _journal(out, resume)
+    place = out / JOURNAL
+    if place.exists() and not resume:
+        typer.echo(f"note: {place} of an earlier comparison is overwritten; --resume would go on with it", err=True)
     # Samples and plans are in the journal's keys, so that a comparison can go on with more of both.
     asked_for = {"command": "halfv compare", **header(vlm, Settings(), batch_size)}
-    journal = Journal(place, asked_for, resume)
+    journal = Journal(place, asked_for, resume, "compare")
     try:
         with progress() as show:
             prompts = Prompts(processor, usable, vlm.device, batch_size)
             measure = Measurements(vlm, prompts, "paper", journal, told_first(str(loaded.summary), show))
             measure.verify()
+            out.mkdir(parents=True, exist_ok=True)
             asked = ask_untouched(measure)
             typical = typical_prompt(measure, asked)
             entrants, refused = all_entrants(typical, names, shares, match, others, baselines)
@@ -172,22 +175,14 @@ def _on(vlm: Any, given: Given) -> list[Entrant]:
 
 
 def _check_folder(out: Path) -> None:
-    """Make the folder before long work, so that nothing is found unwritable after it."""
+    """Fail before long work if the folder could not be made or written into; it is not made yet."""
     from halfv_accel import HalfVError
     from halfv_accel.files import check_writable
 
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HalfVError(f"--out is {str(out)[-80:]} ({error.strerror}): name a folder that can be made") from error
-    check_writable(out / JOURNAL)
-
-
-def _journal(out: Path, resume: bool) -> Path:
-    place = out / JOURNAL
-    if place.exists() and not resume:
-        typer.echo(f"note: {place} of an earlier comparison is overwritten; --resume would go on with it", err=True)
-    return place
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise HalfVError(f"--out is {str(out)[-80:]}, and {there.name[-80:]} is a file: name a folder")
+    check_writable(there / JOURNAL)
 
 
 def _print(rows: list[dict[str, str]], failures: list[tuple[str, str]]) -> None:

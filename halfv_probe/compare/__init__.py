@@ -1,1 +1,1 @@
-"""All methods on the same samples, prompts and budgets: who competes, what they reply, what can be told apart."""
+"""All methods on the same samples: who competes, how they are run, what can be told apart, and the report."""
