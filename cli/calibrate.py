@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,18 +13,16 @@ from halfv_cli.calibrate_methods import CLOSE_AGREEMENT, MethodName, asked_of, c
 from halfv_cli.data_options import ColumnNames, Config, Data, Images, SkipBad, Split, Turns, reading, told
 from halfv_cli.options import MODEL_HELP, Device, Dtype
 from halfv_cli.progress import progress
+from halfv_cli.samples import told_first, usable_samples
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, ProcessorMixin
+    from transformers import PreTrainedModel
 
     from halfv_accel import Profile
     from halfv_accel.settings import Goal
-    from halfv_data import Sample
-    from halfv_data.summary import Loaded
 
 NULL_SAMPLES = 8  # curves of random weights hardly differ between samples
 NULL_BELOW = 1e9  # parameters
-REASONS_TOLD = 10
 
 
 def calibrate(
@@ -115,7 +112,7 @@ def calibrate(
     how = reading(columns, images, config, split, turns, skip_bad)
     loaded = load_data(data, wanted, seed, how)
     vlm, processor = open_model(model, device, dtype)
-    usable = _usable(processor, loaded, skip_bad)
+    usable = usable_samples(processor, loaded, skip_bad)
     if len(loaded.samples) < wanted:
         typer.echo(f"{data} holds {len(loaded.samples)} samples, fewer than {wanted}: using all of them", err=True)
     place = out.with_name(out.name + ".journal")
@@ -137,7 +134,7 @@ def calibrate(
     try:
         with progress() as show:
             prompts = Prompts(processor, usable, vlm.device, batch_size)
-            show = _told_first(str(loaded.summary), show)
+            show = told_first(str(loaded.summary), show)
             if other is None:
                 profile = measure(vlm, prompts, settings, journal=journal, progress=show)
             else:
@@ -151,46 +148,6 @@ def calibrate(
     journal.remove()
     tell = _print_choices if other is None else print_method
     tell(profile, out, time.perf_counter() - started)
-
-
-def _usable(processor: ProcessorMixin, loaded: Loaded, skip_bad: bool) -> list[Sample]:
-    """The samples that the model's processor takes; of the others one line is said, or with --skip-bad their number."""
-    from halfv_probe.trials.prompts import check_samples
-
-    with progress() as show:
-        usable, refusals = check_samples(processor, loaded.samples, show if sys.stderr.isatty() else _unseen)
-    found = len(loaded.samples)
-    bad = [str(out) for out in loaded.summary.left_out if out.bad]
-    _tell_bad(bad, found + len(bad), skip_bad)
-    _tell_bad(refusals, found, skip_bad)
-    return usable
-
-
-def _told_first(line: str, show: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
-    """``show``, with a line on stderr before its first step: where nothing is measured, only the error is told."""
-    untold = [line]
-
-    def telling(step: str, done: int, total: int) -> None:
-        if untold and done:
-            typer.echo(untold.pop(), err=True)
-        show(step, done, total)
-
-    return telling
-
-
-def _tell_bad(reasons: list[str], found: int, skip_bad: bool) -> None:
-    """Say which samples cannot be used; stop there, unless they are to be left out and others remain."""
-    from halfv_accel import HalfVError
-
-    if not reasons:
-        return
-    if len(reasons) == found:
-        raise HalfVError(f"none of {found} samples can be used; the first: {reasons[0]}")
-    if not skip_bad:
-        raise HalfVError(f"{reasons[0]} ({len(reasons)} of {found} samples cannot be used; --skip-bad leaves them out)")
-    for reason in reasons[:REASONS_TOLD]:
-        typer.echo(f"left out: {reason}", err=True)
-    typer.echo(f"{len(reasons)} of {found} samples cannot be used and are left out", err=True)
 
 
 def _goal(max_drop: float | None, target_flops: float | None, confidence: float) -> Goal:
@@ -229,10 +186,6 @@ def _k(text: str) -> int | float | Literal["elbow"]:
     if number >= 1 and number == int(number):
         return int(number)
     raise HalfVError(f"--k is {text!r}: give elbow, a whole number of eigenvalues, or a share of the energy like 0.9")
-
-
-def _unseen(step: str, done: int, total: int) -> None:
-    """No line for the check: where it finds something, that one line is all there is to say."""
 
 
 def _print_choices(profile: Profile, out: Path, seconds: float) -> None:

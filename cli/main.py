@@ -10,6 +10,7 @@ import typer
 
 from halfv_cli.bench import bench
 from halfv_cli.calibrate import calibrate
+from halfv_cli.compare import compare
 from halfv_cli.data import data
 from halfv_cli.methods import methods
 from halfv_cli.plot_entropy import plot_entropy
@@ -29,6 +30,7 @@ app.command("data", short_help="Show what would be used of some data.")(data)
 app.command("plot-entropy", short_help="Draw a profile's curves.")(plot_entropy)
 app.command("report", short_help="Write a page about a profile.")(report)
 app.command("bench", short_help="Time a model with and without a plan.")(bench)
+app.command("compare", short_help="Run all methods on the same samples and budgets.")(compare)
 app.command("methods", short_help="List the methods that a plan can use.")(methods)
 app.command("run", short_help="Ask an accelerated model about a picture.")(run)
 

@@ -40,7 +40,7 @@ def prefill_flops(config: Any, visual: int, text: int, plan: Plan | None = None,
     decoder = Decoder.of(config)
     return sum(
         _layer_flops(decoder, text + active, frozen, text, causal)
-        for active, frozen in _tokens_per_layer(decoder.layers, visual, plan)
+        for active, frozen in tokens_per_layer(decoder.layers, visual, plan)
     )
 
 
@@ -67,7 +67,7 @@ def paper_flops(config: Any, visual: int, text: int, plan: Plan | None = None) -
     """
     decoder = Decoder.of(config)
     total = 0
-    for active, frozen in _tokens_per_layer(decoder.layers, visual, plan):
+    for active, frozen in tokens_per_layer(decoder.layers, visual, plan):
         n = text + active
         total += 2 * n * (4 * decoder.hidden + 3 * decoder.intermediate) * decoder.hidden
         total += 4 * n * (n + frozen) * decoder.hidden
@@ -142,7 +142,7 @@ def _count_flops(strategy: Strategy, sizes: Sizes) -> int:
     return strategy.count_flops(sizes)
 
 
-def _tokens_per_layer(layers: int, visual: int, plan: Plan | None) -> Iterator[tuple[int, int]]:
+def tokens_per_layer(layers: int, visual: int, plan: Plan | None) -> Iterator[tuple[int, int]]:
     """(processed, frozen) visual tokens of each layer."""
     visual = _shrunk(visual, plan)
     active, frozen = visual, 0

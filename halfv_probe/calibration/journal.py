@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import torch
 import transformers
@@ -35,6 +35,8 @@ class Journal:
         What is being measured: model, data, options. A journal of something else is not gone on with.
     resume : bool
         Go on with the file if there is one; otherwise begin anew.
+    command : {"calibrate", "compare"}
+        Whose work it is, for messages.
 
     Raises
     ------
@@ -42,8 +44,14 @@ class Journal:
         If the file to go on with measured something else, or is no journal.
     """
 
-    def __init__(self, path: Path | None = None, header: Mapping[str, Any] | None = None, resume: bool = False) -> None:
-        self.path, self.header = path, dict(header or {})
+    def __init__(
+        self,
+        path: Path | None = None,
+        header: Mapping[str, Any] | None = None,
+        resume: bool = False,
+        command: Literal["calibrate", "compare"] = "calibrate",
+    ) -> None:
+        self.path, self.header, self._command = path, dict(header or {}), command
         self.found: dict[str, Any] = {}
         self._file: TextIO | None = None
         self._whole = 0  # bytes of the file up to the last complete line
@@ -99,10 +107,13 @@ class Journal:
             names = [name for name in {**expected, **first} if first.get(name) != expected.get(name)]
             measured = {key: result for entry in rest for key, result in entry["results"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise HalfVError(f"{path} is not a journal of halfv calibrate: remove it, or leave out --resume") from None
-        if names:
             raise HalfVError(
-                f"{path} is of another calibration ({', '.join(names)} differ): leave out --resume to begin anew"
+                f"{path} is not a journal of halfv {self._command}: remove it, or leave out --resume"
+            ) from None
+        if names:
+            work = "calibration" if self._command == "calibrate" else "comparison"
+            raise HalfVError(
+                f"{path} is of another {work} ({', '.join(names)} differ): leave out --resume to begin anew"
             )
         self.found = measured
         self._whole = sum(map(len, complete))

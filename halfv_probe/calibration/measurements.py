@@ -102,6 +102,12 @@ class Measurements:
         return layer, suffix, same
 
     def replies(self) -> Replied:
+        ids, visual, text = (list(part) for part in zip(*self.each_reply(), strict=True))
+        batches = [Replies(ids[place : place + size]) for place, size in zip(self._places(), self.sizes, strict=True)]
+        return Replied(batches, self._judge(ids), round(float(np.mean(visual))), round(float(np.mean(text))))
+
+    def each_reply(self) -> list[tuple[list[int], int, int]]:
+        """Of every sample: token ids of the untouched model's reply, and visual and text tokens of its prompt."""
         family = family_of(self.model)
 
         def measure(_batch: Batch, inputs: Mapping[str, Any]) -> list[Any]:
@@ -112,9 +118,7 @@ class Measurements:
             replies = greedy_replies(self.model, inputs).ids
             return list(zip(replies, visual.tolist(), (present - visual).tolist(), strict=True))
 
-        ids, visual, text = (list(part) for part in zip(*self.each("replies", measure), strict=True))
-        batches = [Replies(ids[place : place + size]) for place, size in zip(self._places(), self.sizes, strict=True)]
-        return Replied(batches, self._judge(ids), round(float(np.mean(visual))), round(float(np.mean(text))))
+        return self.each("replies", measure)
 
     def trials(
         self,

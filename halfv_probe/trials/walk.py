@@ -30,11 +30,13 @@ class Outcomes:
     """What plans do to the replies of a batch.
 
     ``same`` is bool [plans, B]: is the whole reply unchanged? ``kl`` is float64 [plans, B]: KL(untouched || plan) of
-    the next-token distribution in nats, mean over the reply's tokens.
+    the next-token distribution in nats, mean over the reply's tokens. ``kept`` are the visual tokens that each stage of
+    each plan left in each row: ``kept[plan][stage][row]``.
     """
 
     same: Tensor
     kl: Tensor
+    kept: list[list[list[int]]]
 
 
 @torch.no_grad()
@@ -75,12 +77,13 @@ def run_trials(
     for plan in plans:
         plan.check_depth(replay.depth)
     walk = _Walk(replay, len(plans))
-    for skip in dict.fromkeys(plan.skip for plan in plans):  # what layers skip, their plans cannot share
+    # What layers skip, and which prompts are left alone, their plans cannot share.
+    for skip, least in dict.fromkeys((plan.skip, plan.min_visual_tokens) for plan in plans):
         prefill = replay.prefill.fork()
-        prefill.skip = frozenset(skip)
-        branches = [(index, plan.stages) for index, plan in enumerate(plans) if plan.skip == skip]
-        walk.down(0, replay.first, None, prefill, branches)
-    return Outcomes(walk.same, walk.kl)
+        prefill.skip, prefill.min_visual_tokens = frozenset(skip), least
+        alike = (index for index, plan in enumerate(plans) if (plan.skip, plan.min_visual_tokens) == (skip, least))
+        walk.down(0, replay.first, None, prefill, [(index, plans[index].stages) for index in alike])
+    return Outcomes(walk.same, walk.kl, walk.kept)
 
 
 Branch = tuple[int, tuple[Stage, ...]]  # number of a plan, and the stages that are still before it
@@ -94,6 +97,7 @@ class _Walk:
         batch = len(replay.wanted)
         self.same = torch.zeros(plans, batch, dtype=torch.bool)
         self.kl = torch.zeros(plans, batch, dtype=torch.float64)
+        self.kept: list[list[list[int]]] = [[] for _ in range(plans)]
         self._present = replay.present.to(replay.untouched.device)
         self._tokens = replay.untouched.argmax(dim=-1)
 
@@ -116,11 +120,13 @@ class _Walk:
                 return
             before = here
             states = self.replay.step(index, states, prefill)
-        self._judge(states, [number for number, _ in branches])
+        self._judge(states, [number for number, _ in branches], prefill)
 
-    def _judge(self, states: Tensor, numbers: list[int]) -> None:
+    def _judge(self, states: Tensor, numbers: list[int], prefill: Prefill) -> None:
         found = self.replay.log_probabilities(states).to(self._tokens.device)
         unchanged = (found.argmax(dim=-1) == self._tokens) | ~self._present
         divergence = kl_divergence(self.replay.untouched, found).double() * self._present
         self.same[numbers] = unchanged.all(dim=1).cpu()
         self.kl[numbers] = (divergence.sum(dim=1) / self._present.sum(dim=1)).cpu()
+        for number in numbers:
+            self.kept[number] = [stage.after for stage in prefill.report.stages]

@@ -2,13 +2,14 @@
 
 import functools
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from halfv_accel import Downsample, HalfVError, Plan, accelerate, halfv_plan
+from halfv_accel import Downsample, HalfVError, Plan, Stage, accelerate, halfv_plan
 from halfv_probe.trials.replies import Replies, greedy_replies
 from halfv_probe.trials.walk import run_trials
 from tests.halfv_accel.miniatures import LAYERS, MINIATURES
@@ -197,3 +198,35 @@ def test_plans_of_every_method_share_one_walk(name):
     """Whatever they ask of the tower, the pictures or the prompt, merge or skip: a reply behind it is not for them."""
     mini = MINIATURES[name]
     are_what_accelerate_does(mini, rows_of(mini)[:2], [2, 1], list(EVERY.values()))
+
+
+def short_and_long(mini):
+    """Plans that leave none of the first two of `rows_of` alone, one of them, or both."""
+    few, many = sorted(slow_report(mini, row, prune(1)).visual_tokens[0] for row in rows_of(mini)[:2])
+    assert few < many
+    plans = [prune(1), sparse(1, 3), Plan((), skip=(2, 3))]
+    return [replace(plan, min_visual_tokens=least) for plan in plans for least in (few, many, many + 1)]
+
+
+def slow_report(mini, row, plan):
+    with torch.no_grad(), accelerate(mini.model(), plan) as run:
+        mini.model()(**mini.batch([mini.prompt(*row)]))
+    return run.last
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen3-vl"])
+def test_prompts_that_a_plan_spares_are_spared(name):
+    mini = MINIATURES[name]
+    are_what_accelerate_does(mini, rows_of(mini)[:2], [REPLY, 2], short_and_long(mini))
+
+
+@pytest.mark.parametrize("name", ["llava-next-vicuna", "qwen2.5-vl"])
+def test_what_stages_leave_is_counted(name):
+    mini = MINIATURES[name]
+    adaptive = Plan((Stage("outliers", 0, "prumerge", 0.9, least=0.1), Stage("then", 2, "fastv", 0.3)))
+    plans = [*EVERY.values(), *PLANS, *short_and_long(mini), adaptive]
+    rows = rows_of(mini)[:2]
+    found = trials(mini, rows, [1, REPLY], plans)
+    for plan, kept in zip(plans, found.kept, strict=True):
+        for place, row in enumerate(rows):
+            assert [after[place] for after in kept] == [s.after[0] for s in slow_report(mini, row, plan).stages]
