@@ -51,7 +51,7 @@ class Verdicts:
     samples, unlabelled : int
         Samples counted, and those left out because no answer is known.
     overall, tasks, hard : DataFrame
-        One row an entrant; an entrant and a task (empty where there is but one); an entrant and a budget on those
+        One row an entrant; an entrant and a task; an entrant and a budget on those
         samples alone that the entrant downsampled to this budget gets wrong (empty where there are too few). Scores and
         differences are shares of samples: ``score``, ``relative_percent`` (of the untouched model's), and for
         ``random``, ``untouched`` and ``best`` the difference ``to_...`` with ``..._low`` and ``..._high``, the samples
@@ -139,8 +139,6 @@ class Bootstrap:
 
 def _by_task(found: Scores, bootstrap: Bootstrap, measure: Measure) -> pd.DataFrame:
     names = sorted(set(found.tasks))
-    if len(names) < 2:
-        return pd.DataFrame()
     tables = _compared(found, [found.tasks == name for name in names], bootstrap, measure)
     for name, table in zip(names, tables, strict=True):
         table.insert(1, "task", name)

@@ -70,17 +70,20 @@ def yes_no_table(results: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         entrant, task, samples, accuracy, f1, yes_rate, and answers_yes (the share of answers that are yes).
     """
+    results = results.assign(task=results["task"].fillna(""))
     known = results[results["answer"].notna()]
-    is_yes, is_no = (known["answer"].map(lambda text, word=word: is_right(text, word)) for word in ("yes", "no"))
-    binary = (is_yes | is_no).astype(bool).groupby(known["task"].fillna("")).all()
-    tasks = [task for task, every in binary.items() if every]
-    asked = known[known["task"].fillna("").isin(tasks)]
-    parts = {task: asked[asked["task"].fillna("") == task] for task in tasks}
+    binary = pd.Series([_binary(answer) for answer in known["answer"]], known.index, dtype=bool)
+    tasks = [task for task, every in binary.groupby(known["task"]).all().items() if every]
+    parts = {task: known[known["task"] == task] for task in tasks}
     if len(parts) > 1:
-        parts[ALL] = asked
+        parts[ALL] = known[known["task"].isin(tasks)]
     rows = [row for task, part in parts.items() for row in _rows(task, part)]
     columns = ["entrant", "task", "samples", "accuracy", "f1", "yes_rate", "answers_yes"]
     return pd.DataFrame(rows, columns=pd.Index(columns))
+
+
+def _binary(answer: str) -> bool:
+    return is_right(answer, "yes") or is_right(answer, "no")
 
 
 def _rows(task: str, part: pd.DataFrame) -> list[dict]:
