@@ -86,6 +86,13 @@ bench-gpu: setup  ## the same on an H200, models of real size (some minutes)
 	$(BENCH)/h200-ragged.json --chart reports/bench/h200-ragged.png --model qwen2.5-vl-7b --plan paper --batch 8 --ragged
 	$(BIN)/python -m halfv_accel.bench.targets reports/bench > reports/bench/targets.md
 
+compare: setup  ## all methods, three budgets, 1,000 held-out questions, on the embedded models (about 20 minutes on 2 cores)
+	$(BIN)/python -m tiny_vlm.heldout --samples 1000 --out runs/heldout
+	OMP_NUM_THREADS=1 $(BIN)/halfv compare --model tiny-qwen2.5-vl $(HELDOUT)/tiny-qwen2.5-vl & qwen=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/halfv compare --model tiny-llava $(HELDOUT)/tiny-llava & llava=$$!; \
+	wait $$qwen && wait $$llava
+HELDOUT := --data runs/heldout --samples 1000 --batch-size 20 --out reports/compare
+
 kept: setup  ## draw what every method keeps of one picture, on the embedded models
 	$(BIN)/python -m tiny_vlm.methods_sheet --out reports/methods
 
