@@ -130,8 +130,8 @@ class Bootstrap:
     draws: int
     level: float
 
-    def differences(self, families: Sequence[NDArray[np.float64]]) -> list[Differences]:
-        return differences(families, self.seed, self.draws, self.level)
+    def differences(self, families: Sequence[NDArray[np.float64]], mirrored: bool = False) -> list[Differences]:
+        return differences(families, self.seed, self.draws, self.level, mirrored)
 
     def interval(self, values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         return interval(values, self.seed, self.draws, self.level)
@@ -237,7 +237,7 @@ def _beside_best(
         return
     first, second = np.array(pairs).T
     families = [block[:, columns][:, first] - block[:, columns][:, second] for block in blocks]
-    for table, pair in zip(tables, bootstrap.differences(families), strict=True):
+    for table, pair in zip(tables, bootstrap.differences(families, mirrored=True), strict=True):
         means = table["score"].to_numpy()[columns]
         top = int(np.argmax(np.round(means, 12)))
         difference = _to_one(pair, first, second, top)
