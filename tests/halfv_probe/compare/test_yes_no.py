@@ -67,7 +67,9 @@ def test_seeds_are_counted_one_by_one_and_averaged():
     import pandas as pd
 
     parts = [
-        rows_of(f"random_choice@0.5#{seed}", "random_choice", 0.5, right, seed=seed, task=["q", "q"], answer=["yes"] * 2)
+        rows_of(
+            f"random_choice@0.5#{seed}", "random_choice", 0.5, right, seed=seed, task=["q", "q"], answer=["yes"] * 2
+        )
         for seed, right in enumerate(([True, True], [False, False]))
     ]
     results = typed(pd.concat(parts, ignore_index=True))
