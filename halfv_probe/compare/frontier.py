@@ -28,9 +28,9 @@ LONGEST = 30  # letters of a name
 INCHES = 10.0  # width
 CAPTION = (
     "What to see. Above: up and left is better; the black line is the Pareto front of what was measured, bars are "
-    "{level:g} % intervals of each score for itself, so neighbours on the line need not differ. Below: filled markers are shown to "
-    "be better (▲) or worse (▼) than random at the same budget, corrected for all that are compared there; hollow "
-    "circles are not told apart from it. The grey band is random, the dashed line the untouched model."
+    "{level:g} % intervals of each score for itself, so neighbours on the line need not differ. Below: filled markers "
+    "are shown to be better (▲) or worse (▼) than random at the same budget, corrected for all that are compared "
+    "there; hollow circles are not told apart from it. The grey band is random, the dashed line the untouched model."
 )
 LOOKS = {
     BETTER: dict(marker="^", color="#10558c", markerfacecolor="#10558c"),
