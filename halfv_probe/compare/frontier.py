@@ -27,10 +27,10 @@ PANELS = 3  # a row of budgets
 LONGEST = 30  # letters of a name
 INCHES = 10.0  # width
 CAPTION = (
-    "What to see. Above: up and left is better; the black line is the Pareto front of what was measured, bars are 95 % "
-    "intervals of each score for itself, so neighbours on the line need not differ. Below: filled markers are shown to "
-    "be better (▲) or worse (▼) than random at the same budget, corrected for all that are compared there; hollow "
-    "circles are not told apart from it. The grey band is random, the dashed line the untouched model."
+    "What to see. Above: up and left is better; the black line is the Pareto front of what was measured, bars are "
+    "{level:g} % intervals of each score for itself, so neighbours on the line need not differ. Below: filled markers "
+    "are shown to be better (▲) or worse (▼) than random at the same budget, corrected for all that are compared "
+    "there; hollow circles are not told apart from it. The grey band is random, the dashed line the untouched model."
 )
 LOOKS = {
     BETTER: dict(marker="^", color="#10558c", markerfacecolor="#10558c"),
@@ -78,7 +78,7 @@ def draw_frontier(figure: Figure, verdicts: Verdicts) -> None:
     for place, budget in enumerate(found):
         panel = figure.add_subplot(grid[1 + place // PANELS, place % PANELS])
         _panel(panel, table, budget, verdicts)
-    figure.suptitle(fill(CAPTION, 160), fontsize=8, ha="left", x=0.01)
+    figure.suptitle(fill(CAPTION.format(level=100 * verdicts.level), 160), fontsize=8, ha="left", x=0.01)
     top.set_title(f"{verdicts.measure} against FLOPs, {verdicts.samples} samples", fontsize=11)
     labelled_below(figure, shapes, columns=len(shapes))
     place_labels(top, _labels(table), list(zip(table["flops_share"], 100 * table["score"], strict=True)))
@@ -94,13 +94,15 @@ def _scatter(axes: Any, table: pd.DataFrame, found: list[float | None], verdicts
         own = table[rows]
         if own.empty:
             continue
-        look = dict(marker=marker, color=colour, linestyle="none", markersize=5, markerfacecolor="white")
+        look: dict[str, Any] = dict(
+            marker=marker, color=colour, linestyle="none", markersize=5, markerfacecolor="white"
+        )
         axes.errorbar(
             own["flops_share"], 100 * own["score"], yerr=_bars(own), elinewidth=0.5, capsize=0, alpha=0.85, **look
         )
         handles.append(Line2D([], [], label=name, **look))
     front = table[table["on_pareto_front"] == 1].sort_values("flops_share")
-    line = dict(color="black", linewidth=1.1, drawstyle="steps-post", zorder=1.5)
+    line: dict[str, Any] = dict(color="black", linewidth=1.1, drawstyle="steps-post", zorder=1.5)
     axes.plot(front["flops_share"], 100 * front["score"], **line)
     axes.plot(front["flops_share"], 100 * front["score"], ".", color="black", markersize=4, zorder=5)
     handles.append(Line2D([], [], label="Pareto front", **line))
@@ -125,7 +127,9 @@ def _panel(axes: Any, table: pd.DataFrame, budget: float | None, verdicts: Verdi
         verdict = row["against_random"] if row["against_random"] in (BETTER, WORSE) else None
         bars = _bars(row.to_frame().T)
         axes.errorbar([100 * row["score"]], [line], xerr=bars, markersize=4, elinewidth=0.8, **LOOKS[verdict])
-    axes.set_yticks(range(len(own)), [literal(middle_cut(title(row), LONGEST)) for _, row in own.iterrows()], fontsize=7)
+    axes.set_yticks(
+        range(len(own)), [literal(middle_cut(title(row), LONGEST)) for _, row in own.iterrows()], fontsize=7
+    )
     axes.set_ylim(-0.7, len(own) - 0.3)
     axes.tick_params(axis="x", labelsize=7)
     axes.set_title(_head(budget), fontsize=9, loc="left")

@@ -1,4 +1,4 @@
-"""Names beside points, so that no name covers another, a point or the edge: a greedy search outwards from each point."""
+"""Names beside points, so that none covers another, a point or the edge: a greedy search outwards from its point."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def yes_no_rows(verdicts: Verdicts) -> list[Row]:
 
 def title(row: pd.Series) -> str:
     """A name for people: the method's, or of a plan or profile what it is."""
-    name = str(row["entrant"] if "entrant" in row else row.name)
+    name = str(row.get("entrant", row.name))
     if row["method"] == RANDOM and row["seeds"] > 1:
         return f"random (mean of {row['seeds']} seeds)"
     if row["method"] in METHODS:
@@ -131,9 +131,9 @@ def points(share: float) -> str:
     """A share in percent, to a tenth; a dash where there is none.
 
     >>> points(0.1234), points(float("nan"))
-    ('12.3', '–')
+    ('12.3', '-')
     """
-    return "–" if pd.isna(share) else f"{100 * share:.1f}"
+    return "-" if pd.isna(share) else f"{100 * share:.1f}"
 
 
 def table(found: Sequence[Row]) -> str:
@@ -160,10 +160,10 @@ def _scored(verdicts: Verdicts, row: pd.Series) -> Row:
     """Score, what is left of the untouched model's, differences with intervals, and verdicts."""
     cells = {f"{verdicts.measure} %": points(row["score"])}
     if verdicts.measure == "accuracy":
-        cells["relative %"] = "–" if pd.isna(row["relative_percent"]) else f"{row['relative_percent']:.1f}"
+        cells["relative %"] = "-" if pd.isna(row["relative_percent"]) else f"{row['relative_percent']:.1f}"
         cells["to untouched"] = _difference(row, "untouched")
     else:
-        cells["KL (nats)"] = "–" if pd.isna(row["kl_nats"]) else f"{row['kl_nats']:.3g}"
+        cells["KL (nats)"] = "-" if pd.isna(row["kl_nats"]) else f"{row['kl_nats']:.3g}"
     cells |= {"to random": _difference(row, "random"), "to the best": _difference(row, "best")}
     said = (row["against_random"], row["against_untouched"])
     return cells | {"verdict": "; ".join(words for words in said if isinstance(words, str))}
@@ -172,7 +172,7 @@ def _scored(verdicts: Verdicts, row: pd.Series) -> Row:
 def _difference(row: pd.Series, name: str) -> str:
     """In points, with the interval."""
     if pd.isna(row[f"to_{name}"]):
-        return "–"
+        return "-"
     mean, low, high = (100 * row[f"to_{name}{part}"] + 0.0 for part in ("", "_low", "_high"))
     return "0" if mean == low == high == 0 else f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 

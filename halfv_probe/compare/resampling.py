@@ -41,7 +41,11 @@ class Differences:
 
 
 def differences(
-    families: Sequence[NDArray[np.float64]], seed: int = 0, draws: int = DRAWS, level: float = LEVEL
+    families: Sequence[NDArray[np.float64]],
+    seed: int = 0,
+    draws: int = DRAWS,
+    level: float = LEVEL,
+    mirrored: bool = False,
 ) -> list[Differences]:
     """Simultaneous intervals of the mean of every column.
 
@@ -53,6 +57,9 @@ def differences(
     seed, draws : int
     level : float
         Confidence that no interval misses.
+    mirrored : bool
+        A column stands for its negative, too, as with pairs of which neither is the reference: both sides of an
+        interval then reach equally far.
 
     Returns
     -------
@@ -75,6 +82,9 @@ def differences(
         if tested.size:
             deviations = studentised(tested, [seed, number], draws)
             lowest, highest = np.minimum(lowest, deviations.min(axis=1)), np.maximum(highest, deviations.max(axis=1))
+    if mirrored:
+        highest = np.maximum(-lowest, highest)
+        lowest = -highest
     below, above = _reach(lowest, highest, level)
     found = []
     for block, counts in zip(blocks, differ, strict=True):
@@ -126,15 +136,14 @@ def standard_error(block: NDArray[np.float64]) -> NDArray[np.float64]:
 def studentised(block: NDArray[np.float64], seed: Seed, draws: int = DRAWS) -> NDArray[np.float64]:
     """(mean of the draw - mean) / standard error of the draw, of each column: [draws, m].
 
-    Infinite where all that was drawn is alike and off the mean.
+    No error counts for less than half of that of all samples: a draw in which a column is all alike would else be
+    infinitely far off, and decide about the intervals of all others.
     """
     centred = block - block.mean(axis=0)
     means = resampled_means(centred, seed, draws)
     squares = resampled_means(centred**2, seed, draws)  # the same seed: the same draws
-    variance = (squares - means**2) / (len(block) - 1)
-    flat = variance <= 1e-12 * squares
-    with np.errstate(divide="ignore"):
-        return means / np.where(flat, np.where(np.abs(means) < 1e-12, 1.0, 0.0), np.sqrt(np.maximum(variance, 0)))
+    error = np.sqrt(np.maximum(squares - means**2, 0) / (len(block) - 1))
+    return means / np.maximum(error, standard_error(block) / 2)
 
 
 def resampled_means(block: NDArray[np.float64], seed: Seed, draws: int = DRAWS) -> NDArray[np.float64]:

@@ -143,7 +143,7 @@ def of_budget(entrants: pd.DataFrame, budget: float | None) -> pd.Series:
 
 def budgets(entrants: pd.DataFrame) -> list[float | None]:
     """All budgets, the largest first, then None where some entrant but the untouched model has no matched budget."""
-    found: list[float | None] = sorted(map(float, entrants["budget"].dropna().unique()), reverse=True)
+    found: list[float | None] = [*sorted(map(float, entrants["budget"].dropna().unique()), reverse=True)]
     given = entrants["budget"].isna() & (entrants["method"] != UNTOUCHED)
     return [*found, None] if given.any() else found
 

@@ -130,8 +130,8 @@ class Bootstrap:
     draws: int
     level: float
 
-    def differences(self, families: Sequence[NDArray[np.float64]]) -> list[Differences]:
-        return differences(families, self.seed, self.draws, self.level)
+    def differences(self, families: Sequence[NDArray[np.float64]], mirrored: bool = False) -> list[Differences]:
+        return differences(families, self.seed, self.draws, self.level, mirrored)
 
     def interval(self, values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         return interval(values, self.seed, self.draws, self.level)
@@ -172,6 +172,8 @@ def _compared(
     tables = [_levels(found, mask, bootstrap) for mask in masks]
     _beside(tables, found, blocks, bootstrap, "untouched", lambda scores, _: scores.column(UNTOUCHED))
     _beside(tables, found, blocks, bootstrap, "random", _random)
+    for table in tables:
+        _add_columns(table, "best")
     for budget in budgets(found.entrants):
         _beside_best(tables, found, blocks, bootstrap, budget)
     if measure == "agreement":  # the untouched model agrees with itself: any changed reply would be a loss
@@ -228,8 +230,6 @@ def _beside_best(
     budget: float | None,
 ) -> None:
     """Add differences to the best of a budget: a family is all pairs of its entrants in all tables."""
-    for table in tables:
-        _add_columns(table, "best")
     own = of_budget(found.entrants, budget) & (found.entrants["method"] != UNTOUCHED)
     columns = [int(column) for column in found.entrants.index[own]]
     pairs = list(combinations(range(len(columns)), 2))
@@ -237,7 +237,7 @@ def _beside_best(
         return
     first, second = np.array(pairs).T
     families = [block[:, columns][:, first] - block[:, columns][:, second] for block in blocks]
-    for table, pair in zip(tables, bootstrap.differences(families), strict=True):
+    for table, pair in zip(tables, bootstrap.differences(families, mirrored=True), strict=True):
         means = table["score"].to_numpy()[columns]
         top = int(np.argmax(np.round(means, 12)))
         difference = _to_one(pair, first, second, top)
@@ -267,8 +267,6 @@ def sides(difference: Differences) -> NDArray[np.int64]:
 
 
 def _add_columns(table: pd.DataFrame, name: str) -> None:
-    if f"to_{name}" in table:
-        return
     for column in (f"to_{name}", f"to_{name}_low", f"to_{name}_high"):
         table[column] = float("nan")
     table[f"to_{name}_differ"] = pd.Series(pd.NA, index=table.index, dtype="Int64")
@@ -277,7 +275,7 @@ def _add_columns(table: pd.DataFrame, name: str) -> None:
 
 def _fill(table: pd.DataFrame, rows: list[int], name: str, found: Differences, verdicts: list[str]) -> None:
     table.loc[rows, f"to_{name}"] = found.mean
-    table.loc[rows, f"to_{name}_low"] = found.low
-    table.loc[rows, f"to_{name}_high"] = found.high
+    table.loc[rows, f"to_{name}_low"] = np.maximum(found.low, -1)  # of shares, no difference is larger
+    table.loc[rows, f"to_{name}_high"] = np.minimum(found.high, 1)
     table.loc[rows, f"to_{name}_differ"] = found.differ
     table.loc[rows, f"against_{name}"] = verdicts

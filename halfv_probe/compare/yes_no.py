@@ -36,9 +36,7 @@ def yes_no(replies: Sequence[str], answers: Sequence[str]) -> YesNo:
         If there is no reply, or not one answer to each.
     """
     if not replies or len(replies) != len(answers):
-        raise ValueError(
-            f"{len(replies)} replies and {len(answers)} answers: give one answer to each, and at least one"
-        )
+        raise ValueError(f"{len(replies)} replies and {len(answers)} answers: give one to each, not none")
     said, true = [says_yes(reply) for reply in replies], [is_right(answer, "yes") for answer in answers]
     hits = sum(s and t for s, t in zip(said, true, strict=True))
     correct = sum(s == t for s, t in zip(said, true, strict=True))
