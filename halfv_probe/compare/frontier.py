@@ -125,9 +125,7 @@ def _panel(axes: Any, table: pd.DataFrame, budget: float | None, verdicts: Verdi
         verdict = row["against_random"] if row["against_random"] in (BETTER, WORSE) else None
         bars = _bars(row.to_frame().T)
         axes.errorbar([100 * row["score"]], [line], xerr=bars, markersize=4, elinewidth=0.8, **LOOKS[verdict])
-    axes.set_yticks(
-        range(len(own)), [literal(middle_cut(title(row), LONGEST)) for _, row in own.iterrows()], fontsize=7
-    )
+    axes.set_yticks(range(len(own)), [literal(middle_cut(title(row), LONGEST)) for _, row in own.iterrows()], fontsize=7)
     axes.set_ylim(-0.7, len(own) - 0.3)
     axes.tick_params(axis="x", labelsize=7)
     axes.set_title(_head(budget), fontsize=9, loc="left")

@@ -57,9 +57,7 @@ def _of_budget(own: pd.DataFrame, where: str) -> str:
     if best.any() and len(own) > 1:
         near = len(own) - int(best.sum()) - int(below.sum())
         rest = f", {near} of the others cannot be told apart from it" if near else ", and it stands alone"
-        parts.append(
-            f"the highest score is {percent(float(own.loc[best, 'score'].iloc[0]))} ({_names(own[best])}){rest}"
-        )
+        parts.append(f"the highest score is {percent(float(own.loc[best, 'score'].iloc[0]))} ({_names(own[best])}){rest}")
     lost, gained = own["against_untouched"] == LOSS, own["against_untouched"] == GAIN
     if own["against_untouched"].notna().any():
         parts.append(f"a loss against the untouched model is shown for {int(lost.sum())} of {len(own)}")

@@ -87,9 +87,7 @@ def write(
 
 def tables(verdicts: Verdicts) -> dict[str, Any]:
     """All tables as JSON has them: lists of rows, null for what is missing."""
-    settings = {
-        name: getattr(verdicts, name) for name in ("measure", "samples", "unlabelled", "draws", "level", "seed")
-    }
+    settings = {name: getattr(verdicts, name) for name in ("measure", "samples", "unlabelled", "draws", "level", "seed")}
     found = {name: records(getattr(verdicts, name)) for name in ("overall", "tasks", "hard", "yes_no")}
     return settings | found
 

@@ -128,7 +128,7 @@ def refused(result, tmp_path, before, fragment):
         (["--plan", "missing.json"], "missing.json"),
         (["--plan", "fastv:99:0.5"], "layer 99"),
         (["--profile", "missing.json"], "missing.json"),
-        (["--profile", "other.json"], "10 layers"),
+        (["--profile", "other.json"], "Calibrate this model"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--samples", "0"], "halfv compare --help"),
         (["--match", "time"], "halfv compare --help"),
@@ -140,7 +140,7 @@ def refused(result, tmp_path, before, fragment):
     ],
 )
 def test_what_makes_no_sense_is_one_line(halfv, profile, tmp_path, options, fragment):
-    profile["model"]["num_layers"] = 12
+    profile["model"]["architecture"] = "Another"
     (tmp_path / "other.json").write_text(json.dumps(profile))
     for name, content in (("old", '{"model": "another"}\n'), ("odd", "what is this\n")):
         (tmp_path / name).mkdir()
