@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     Given = list[tuple[str, str, Profile | Plan | str]]  # kind, title, and what was asked for
 
 JOURNAL = "compare.journal"
+WIDE = 200  # characters
 
 
 def compare(
@@ -190,10 +191,15 @@ def _print(rows: list[dict[str, str]], failures: list[tuple[str, str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    console = Console()
+    if not console.is_terminal:  # a file has no width
+        console = Console(width=WIDE)
     if rows:
-        table = Table(*rows[0], box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False)
+        for header in rows[0]:
+            table.add_column(header, overflow="fold")
         for row in rows:
             table.add_row(*map(str, row.values()))
-        Console().print(table)
+        console.print(table)
     for name, reason in failures:
         typer.echo(f"not in it: {name}: {reason}", err=True)

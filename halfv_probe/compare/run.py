@@ -172,7 +172,6 @@ class _Comparison:
         """What entrants reply to some samples each, by name and place: [reply, visual, text, kept by each stage]."""
         found: dict[str, dict[int, list[Any]]] = {}
         done, total = 0, sum(map(len, places.values()))
-        self.measure.progress(step, done, total)
         for each in entrants:
             wanted = places.get(each.name)
             if wanted is None or each.plan is None:
@@ -182,8 +181,8 @@ class _Comparison:
                 found[each.name] = self._replies(each.plan, wanted, tell)
             except Exception as error:  # whatever it is, the others go on
                 self.failed[each.name] = _sentence(error)
+                tell(len(wanted))
             done += len(wanted)
-            self.measure.progress(step, done, total)
         return found
 
     def _tell(self, step: str, before: int, total: int, done: int) -> None:

@@ -94,12 +94,12 @@ SHRINKING = [
 
 @pytest.fixture(scope="module", params=["tiny-qwen2.5-vl", "tiny-llava"])
 def vlm(request):
-    return request.param, *load(request.param)
+    return request.param, *load(request.param, dtype="float32")
 
 
 @pytest.fixture(scope="module")
 def qwen():
-    return load("tiny-qwen2.5-vl")
+    return load("tiny-qwen2.5-vl", dtype="float32")
 
 
 def measured(model, processor, samples=SAMPLES, journal=None, progress=lambda *_: None):
