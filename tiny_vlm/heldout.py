@@ -1,4 +1,4 @@
-"""Held-out scenes as a folder that every command takes: ``python -m tiny_vlm.heldout --samples 1000 --out runs/heldout``.
+"""Held-out scenes as a folder that every command takes: ``python -m tiny_vlm.heldout --out runs/heldout``.
 
 They are of the split that neither training nor calibration draws from.
 """
