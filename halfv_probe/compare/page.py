@@ -52,9 +52,9 @@ ABOUT_YES_NO = (
 
 
 def rows(verdicts: Verdicts) -> list[Row]:
-    """The main table for a terminal: header to cell, without the columns of the tasks."""
-    tasks = set(_tasks(verdicts))
-    return [{name: cell for name, cell in row.items() if name not in tasks} for row in budget_rows(verdicts)]
+    """The main table for a terminal: header to cell, without tasks and intervals, for which its lines are too short."""
+    wide = {*_tasks(verdicts), "to untouched", "to random", "to the best"}
+    return [{name: cell for name, cell in row.items() if name not in wide} for row in budget_rows(verdicts)]
 
 
 def budget_rows(verdicts: Verdicts) -> list[Row]:
