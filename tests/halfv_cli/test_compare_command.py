@@ -12,9 +12,13 @@ COMPARE = ("compare", "--model", "tiny-qwen2.5-vl", "--dtype", "float32", "--out
 FEW = ("--samples", 6, "--batch-size", 2, "--methods", "divprune,fastv,shortv", "--retention", "0.5,0.111")
 KILLED = """
 import os, signal, sys
+
+import torch
+
 from halfv_cli.main import main
 from halfv_probe.calibration.journal import Journal
 
+torch.set_num_threads(1)  # as those who go on: the number of threads is in the last digits
 write, last = Journal._write, int(sys.argv[1])
 
 
@@ -128,7 +132,7 @@ def refused(result, tmp_path, before, fragment):
         (["--plan", "missing.json"], "missing.json"),
         (["--plan", "fastv:99:0.5"], "layer 99"),
         (["--profile", "missing.json"], "missing.json"),
-        (["--profile", "other.json"], "Calibrate this model"),
+        (["--profile", "other.json"], "calibrate this model with"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--samples", "0"], "halfv compare --help"),
         (["--match", "time"], "halfv compare --help"),
