@@ -14,7 +14,7 @@ from halfv_accel.names import architecture
 from halfv_accel.plan import Plan
 from halfv_accel.plan_text import describe_plan
 from halfv_accel.published import METHODS
-from halfv_accel.strategies import STRATEGIES, Adaptive, Merging, Needs, Strategy, needs_of
+from halfv_accel.strategies import STRATEGIES, Adaptive, Merging, Needs, Strategy, hides_separators, needs_of
 
 KNOWN_FAMILIES = "LLaVA, LLaVA-NeXT, Video-LLaVA, Qwen2-VL, Qwen2.5-VL, Qwen3-VL"
 ANY_FAMILY = "all"  # also classes that have no adapter of their own
@@ -113,8 +113,7 @@ def _strategy_row(name: str) -> dict[str, Any]:
 
 def _row(name: str, title: str, strategy: Strategy) -> dict[str, Any]:
     needs = needs_of(strategy)
-    hides = getattr(strategy, "separators", "score") == "last"
-    known = bool(needs.vision or needs.structure or hides)
+    known = bool(needs.vision or needs.structure or hides_separators(strategy))
     does = [word for word, kind in (("merges", Merging), ("adaptive", Adaptive)) if isinstance(strategy, kind)]
     families = KNOWN_FAMILIES if known else ANY_FAMILY
     return {"name": name, "title": title, "needs": _words(needs), "does": does, "families": families}

@@ -19,7 +19,7 @@ from typing import Any
 from halfv_accel.decoder import Decoder, Tower
 from halfv_accel.errors import HalfVError
 from halfv_accel.plan import Plan
-from halfv_accel.strategies import Counted, CountedAdaptive, Sizes, Strategy
+from halfv_accel.strategies import Counted, CountedAdaptive, Sizes, Strategy, hides_separators
 
 __all__ = ["Decoder", "as_it_ran", "head_flops", "paper_flops", "prefill_flops", "selection_flops"]
 
@@ -106,7 +106,7 @@ def selection_flops(
         least, most = min(stage.fewest(visual), alive), min(stage.most(visual), alive)
         left = most if kept is None else kept[number]
         if least < alive:  # otherwise the engine does not ask
-            hidden = separators if getattr(stage.strategy, "separators", "score") == "last" else 0
+            hidden = separators if hides_separators(stage.strategy) else 0
             shown = max(0, alive - hidden)  # separators go first
             counts = range(least, most + 1) if kept is None else (left,)
             choices = {min(count, shown) for count in counts if count < alive}  # nothing to choose where all stay

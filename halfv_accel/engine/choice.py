@@ -12,7 +12,7 @@ from halfv_accel.engine.rows import Rows
 from halfv_accel.engine.view import LayerInput, LayerView
 from halfv_accel.errors import HalfVError
 from halfv_accel.plan import Stage
-from halfv_accel.strategies import Adaptive, KeepNone, Merging
+from halfv_accel.strategies import Adaptive, Merging
 
 
 @dataclass
@@ -57,8 +57,6 @@ class Choice:
     def select(self, budget: list[int]) -> Tensor:
         """The strategy's choice in full-length positions: [B, S] bool."""
         strategy, device = self.stage.strategy, self.candidates.device
-        if isinstance(strategy, KeepNone):  # nothing to choose
-            return self.candidates & on_device([left > 0 for left in budget], device)[:, None]
         shown = [min(wanted, count) for wanted, count in zip(budget, self.counts, strict=True)]
         wanted = on_device(shown, device)
         with torch.no_grad():  # a choice has no gradient

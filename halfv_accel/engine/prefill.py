@@ -23,7 +23,7 @@ from halfv_accel.engine.scene import Scene
 from halfv_accel.engine.view import LayerInput, LayerView
 from halfv_accel.errors import HalfVError
 from halfv_accel.plan import Fidelity, Stage, Then
-from halfv_accel.strategies import needs_of
+from halfv_accel.strategies import KeepNone, hides_separators, needs_of
 
 
 @dataclass
@@ -243,12 +243,16 @@ class Prefill:
         self._move(here.states.device)
         candidates = self.active & self.visual
         least, budget = self._bounds(stage, stage.fewest), self._bounds(stage, stage.most)
-        choice = None if least == self.counts else self._choice(stage, before, here, candidates)
+        nothing = least == self.counts or isinstance(stage.strategy, KeepNone)  # to choose
+        choice = None if nothing else self._choice(stage, before, here, candidates)
         if choice is not None and least != budget:
             budget = choice.count(least, budget)
-        if choice is not None and budget != self.counts:
-            candidates = choice.select(budget)
-            here = choice.merged(here)
+        if budget != self.counts:
+            if choice is None:
+                candidates = candidates & on_device([left > 0 for left in budget], candidates.device)[:, None]
+            else:
+                candidates = choice.select(budget)
+                here = choice.merged(here)
             idle = [count - left for count, left in zip(self.counts, budget, strict=True)]
             active = [text + left for text, left in zip(self.text, budget, strict=True)]
             self.keep(self.active & (~self.visual | candidates), stage.then, (active, idle))
@@ -292,13 +296,12 @@ class Prefill:
         if before is None and needs_of(stage.strategy).before:  # this layer's hooks ran without those before
             raise HalfVError(f"layer {stage.layer - 1} was skipped: call the whole model, not single layers")
         counts, hidden = self.counts, None
-        if self.scene is not None and getattr(stage.strategy, "separators", "score") == "last":
+        if self.scene is not None and hides_separators(stage.strategy):
             separators = candidates & self.scene.separator.to(candidates.device)
             shown = (candidates & ~separators).sum(1).tolist()
             if shown != counts:
                 candidates, counts, hidden = candidates & ~separators, shown, separators
-        words = Rows.packed_left(self.words, self.spoken)
-        visual = Rows.packed_left(candidates, counts)
+        visual, words = Rows.packed_left(candidates, counts), (self.words, self.spoken)
         view = LayerView(
             self.family, stage.layer, before, here, visual, words, self.last, self.fidelity, self.prompt, self.scene
         )

@@ -12,7 +12,7 @@ from halfv_accel.adapters.structure import Structure
 from halfv_accel.adapters.vision import VisionRecorder, VisionSignals
 from halfv_accel.engine.rows import Rows
 from halfv_accel.plan import Plan
-from halfv_accel.strategies import Places, Signal, needs_of
+from halfv_accel.strategies import Places, Signal, hides_separators, needs_of
 
 
 @dataclass
@@ -53,9 +53,9 @@ class Scene:
 
 def asks_of_pictures(plan: Plan) -> bool:
     """Does a plan need more of a prompt than its tokens?"""
-    needs = [needs_of(stage.strategy) for stage in plan.stages if not stage.keeps_everything]
-    hides = [getattr(stage.strategy, "separators", "score") == "last" for stage in plan.stages]
-    return any(need.structure or need.vision for need in needs) or any(hides)
+    asking = [stage.strategy for stage in plan.stages if not stage.keeps_everything]
+    needs = [needs_of(strategy) for strategy in asking]
+    return any(need.structure or need.vision for need in needs) or any(map(hides_separators, asking))
 
 
 def vision_needs(plan: Plan) -> set[tuple[Signal, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -51,8 +52,10 @@ class LayerView:
         Input of layer L-1; there is none before layer 0.
     here : LayerInput
         Input of layer L.
-    visual, words : Rows
-        Visual tokens, and tokens of text, packed to the left.
+    visual : Rows
+        Visual tokens, packed to the left.
+    text : (B, S) bool Tensor, list of int
+        Tokens of text, and how many each row has.
     last : (B,) long Tensor
         Position of each row's last text token.
     prompt : (B, S, H) Tensor or None
@@ -66,7 +69,7 @@ class LayerView:
     before: LayerInput | None
     here: LayerInput
     visual: Rows
-    words: Rows
+    text: tuple[Tensor, list[int]]
     last: Tensor
     fidelity: Fidelity
     prompt: Tensor | None = None
@@ -75,6 +78,11 @@ class LayerView:
     @property
     def present(self) -> Tensor:
         return self.visual.present()
+
+    @cached_property
+    def words(self) -> Rows:
+        """Tokens of text, packed to the left; most strategies do not ask."""
+        return Rows.packed_left(*self.text)
 
     @property
     def states(self) -> Tensor:

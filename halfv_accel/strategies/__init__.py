@@ -36,6 +36,7 @@ from halfv_accel.strategies.protocol import (
     Sizes,
     Strategy,
     View,
+    hides_separators,
     needs_of,
 )
 from halfv_accel.strategies.prumerge import PruMerge
@@ -83,6 +84,7 @@ __all__ = [
     "View",
     "VisPruner",
     "VisionZip",
+    "hides_separators",
     "needs_of",
     "register",
     "resolve",

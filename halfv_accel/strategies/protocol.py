@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from torch import Tensor
 
@@ -289,12 +289,12 @@ class CountedAdaptive(Protocol):
         ...
 
 
-class HasNeeds(Protocol):
-    needs: Needs
-    separators: ClassVar[Separators]
-
-
 def needs_of(strategy: Any) -> Needs:
     """What a strategy asks for; one that does not say gets the layer before."""
     needs = getattr(strategy, "needs", None)
     return needs if isinstance(needs, Needs) else Needs(before=True)
+
+
+def hides_separators(strategy: Any) -> bool:
+    """Is a strategy not shown separators, which then stay only when everything else does?"""
+    return getattr(strategy, "separators", "score") == "last"

@@ -52,12 +52,13 @@ def received_attention(model: PreTrainedModel, inputs: Mapping[str, Any]) -> lis
     counts = prefill.counts
     if not all(counts):
         raise HalfVError(f"prompt {counts.index(0)} of the batch holds no visual token: put a picture into each prompt")
-    visual, words = Rows.packed_left(prefill.visual), Rows.packed_left(prefill.words)
+    visual = Rows.packed_left(prefill.visual, counts)
     text, picture = [], []
     states = replay.first
     for index in range(replay.depth):
         device = states.device
-        shown, said, last = visual.to(device), words.to(device), prefill.last.to(device)
+        shown, last = visual.to(device), prefill.last.to(device)
+        said = prefill.words.to(device), prefill.spoken
         view = LayerView(replay.family, index, None, replay.here(states, index), shown, said, last, prefill.fidelity)
         text.append(view.text_attention(view.text_present, "own").amax(1).cpu())
         picture.append(view.visual_attention("own").amax(1).cpu())

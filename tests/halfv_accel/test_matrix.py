@@ -12,7 +12,7 @@ from halfv_accel import HalfVError, accelerate
 from halfv_accel.adapters import FAMILIES
 from halfv_accel.plan import Plan, Stage
 from halfv_accel.selfcheck import selfcheck
-from halfv_accel.strategies import STRATEGIES, Adaptive, KeepNone, needs_of
+from halfv_accel.strategies import STRATEGIES, Adaptive, KeepNone, hides_separators, needs_of
 
 from .miniatures import MINIATURES
 from .refusing import refusal
@@ -85,13 +85,22 @@ def test_what_a_class_cannot_give_is_refused_or_not_needed(stranger, plan):
     """The row of the family that is not known: exact where nothing of its pictures is asked for, else refused."""
     mini, strategies = MINIATURES["llava"], [each.strategy for each in PLANS[plan].stages]
     asks = [needs_of(each) for each in strategies]
-    hides = any(getattr(each, "separators", "score") == "last" for each in strategies)
-    if hides or any(need.vision or need.structure for need in asks):
+    if any(map(hides_separators, strategies)) or any(need.vision or need.structure for need in asks):
         refusal(lambda: accelerate(stranger, PLANS[plan]), "does not know for LlavaForConditionalGeneration: choose")
         return
     prompts = prompts_of(mini)
     checks = selfcheck(stranger, mini.batch(prompts[:1]), mini.batch(prompts), plan=PLANS[plan])
     assert [check for check in checks if not check.ok] == []
+
+
+@pytest.mark.parametrize("name", ["divprune", "visionzip", "uniform_grid"])
+def test_keeping_everything_asks_nothing_of_a_class(stranger, name):
+    """Not even where its separators are."""
+    inputs = MINIATURES["llava"].batch(prompts_of(MINIATURES["llava"]))
+    with torch.no_grad():
+        untouched = stranger(**inputs).logits
+        with accelerate(stranger, Plan((Stage(name, 0, name),))):
+            assert torch.equal(stranger(**inputs).logits, untouched)
 
 
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if needs_of(STRATEGIES.resolve(name)).before])
