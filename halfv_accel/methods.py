@@ -8,7 +8,7 @@ from typing import Any
 
 from halfv_accel.downsample import Downsample
 from halfv_accel.plan import Stage, Then
-from halfv_accel.strategies import STRATEGIES, Needs, needs_of
+from halfv_accel.strategies import STRATEGIES, needs_of
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,17 @@ class Step:
         Decoder layer, counted from 0.
     of : int, optional
         Layers of the model that the source gives it for: it is scaled by depth. Without it the layer is as it stands.
-    retention, tokens, least, then
+    retention, then
         As in `Stage`.
+    strategy : str, optional
+        What chooses, where it is not the method's own.
+    parameters : mapping
+        Of the strategy, beside the method's own.
     """
 
     layer: int
     of: int | None = None
     retention: float = 1.0
-    tokens: int | None = None
-    least: float | None = None
     then: Then = "drop"
     strategy: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -104,7 +106,7 @@ class Method:
             if layer >= facts.layers:  # a model of fewer layers than stages
                 break
             name = self.name if len(steps) == 1 else f"{self.name} {number}"
-            found.append(Stage(name, layer, strategy, step.retention, step.then, step.tokens, step.least))
+            found.append(Stage(name, layer, strategy, step.retention, step.then))
         return tuple(found)
 
     @property
@@ -112,8 +114,3 @@ class Method:
         """Names of all that its stages are made of."""
         steps = (*self.steps, *(step for steps in self.by_family.values() for step in steps))
         return {self.strategy, *(step.strategy for step in steps if step.strategy is not None)}
-
-    @property
-    def needs(self) -> Needs:
-        """What its strategy asks for."""
-        return needs_of(STRATEGIES.build(self.strategy, self.parameters))

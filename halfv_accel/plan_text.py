@@ -30,7 +30,7 @@ from halfv_accel.errors import HalfVError
 from halfv_accel.methods import Facts, Method
 from halfv_accel.plan import Plan, Stage, Then
 from halfv_accel.published import METHODS
-from halfv_accel.strategies import STRATEGIES, AnchorCover, KeepNone, LastTokenAttention, Strategy
+from halfv_accel.strategies import STRATEGIES, AnchorCover, KeepNone, LastTokenAttention
 
 EXAMPLE = "ivr:2:0.25,sparse:21:0.05"
 ALIASES = {"ivr": "anchor_cover", "sparse": "last_token_attention", "freeze": "keep_none"}
@@ -100,16 +100,21 @@ def _stages(part: str, what: str, rest: list[str], facts: Facts | None) -> list[
     _check_form(part, what, method, layer, budget, options, none)
     stage: dict[str, Any] = {"retention": 0.0} if none else {}
     if method is not None and not (layer and (budget or none)):
-        default = method.stages(_known(part, facts))[0]
-        stage.update(layer=default.layer, retention=default.retention, tokens=default.tokens, least=default.least)
+        default, *others = method.stages(_known(part, facts))
+        if others:  # one of several stages, and nothing says which
+            raise HalfVError(
+                f"plan part '{part}' is one stage, and {method.title} has {1 + len(others)}: write {what} alone for "
+                f"all of them, or {what}:layer:retention for one"
+            )
+        stage.update(layer=default.layer, retention=default.retention)
     if layer:
         stage["layer"] = _whole(part, layer)
     if budget:
-        stage.update({"retention": 1.0, "tokens": None, "least": None}, **_budget(part, budget))
+        stage.update({"retention": 1.0}, **_budget(part, budget))
     parameters = dict(method.parameters) if method is not None else {}
     parameters.update(_options(part, what, options))
     then: Then = "freeze" if what == "freeze" else "drop"
-    return [Stage(NAMES.get(what, what), strategy=_built(name, parameters), then=then, **stage)]
+    return [Stage(NAMES.get(what, what), strategy=STRATEGIES.build(name, parameters), then=then, **stage)]
 
 
 def _check_form(
@@ -159,12 +164,6 @@ def _options(part: str, what: str, options: list[str]) -> dict[str, Any]:
         else:
             raise HalfVError(f"plan part '{part}' has '{option}': write name=value, for example {EXAMPLE}")
     return found
-
-
-def _built(name: str, parameters: dict[str, Any]) -> Strategy:
-    if name == "last_token_attention":
-        parameters = {"rotary": True, **parameters}
-    return STRATEGIES.build(name, parameters)
 
 
 def _value(text: str) -> Any:
@@ -227,7 +226,7 @@ def _words(stage: Stage) -> str:
 
 def _share(budget: Stage | Downsample) -> str:
     if budget.tokens is not None:
-        return str(budget.tokens)
+        return str(budget.tokens) if budget.tokens > 1 else "one token"  # 1 would read as all of them
     least = getattr(budget, "least", None)
     return _digits(budget.retention) if least is None else f"{_digits(least)}-{_digits(budget.retention)}"
 

@@ -16,9 +16,9 @@ SCALED = "other depths: scaled"
 HALFV = "HalfV (submitted 2025)"
 
 
-def _before(retention: float | None = None, tokens: int | None = None, least: float | None = None) -> tuple[Step, ...]:
+def _before(retention: float) -> tuple[Step, ...]:
     """One stage before the language model."""
-    return (Step(0, retention=1.0 if retention is None else retention, tokens=tokens, least=least),)
+    return (Step(0, retention=retention),)
 
 
 def _steps(of: int, *stages: tuple[int, float], **changed: Any) -> tuple[Step, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from halfv_accel import HalfVError
 from halfv_accel.downsample import Downsample
@@ -148,8 +148,7 @@ def _downsampled(typical: Typical, method: Method, shares: Iterable[float]) -> I
 def _with_stages(
     typical: Typical, method: Method, shares: Iterable[float], match: Match
 ) -> Iterator[Entrant | Refused]:
-    # Adaptive methods enter with the budget as it is: how many tokens they would choose is another question.
-    stages = tuple(replace(stage, least=None) for stage in method.stages(Facts.of(typical.config)))
+    stages = method.stages(Facts.of(typical.config))
     if not stages:
         flag = f"--profile (halfv calibrate --method {method.name} writes one)" if method.calibrated else "--plan"
         yield method.name, f"{method.title} has no stages on this model by default: give a plan with {flag}"

@@ -98,6 +98,17 @@ def test_options_bounds_and_skipped_layers():
     assert second.strategy.scored_by == "own" and plan.skip == (4, 7, 8, 9)
 
 
+@pytest.mark.parametrize("text", ["pdrop::0.25", "pdrop:8", "infoprune::64", "btp::0.1-0.5"])
+def test_one_of_several_stages_is_not_guessed(text):
+    refusal(lambda: parse_plan(text, Facts(32)), r"is one stage, and .* has [234]: write \w+ alone for all")
+
+
+def test_one_single_token_does_not_read_as_all():
+    words = describe_plan(Plan((Stage("a", 1, "random_choice", tokens=1),)))
+    assert "one token" in words
+    refusal(lambda: parse_plan(words), "'one token' where a number belongs")
+
+
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("depth", [4, 6, 28, 32, 40])
 @pytest.mark.parametrize("kind", ["llava", "qwen2_5_vl"])
@@ -147,6 +158,7 @@ def test_what_words_cannot_ask_for_is_still_described():
         ("skip:5-3", "from 5 to 3: write the lower one first"),
         ("fastv", "leaves layers or budgets to the model's size"),
         ("fastv:2:1/0", "'1/0' where a number belongs"),
+        ("pdrop:8", "leaves layers or budgets"),
         ("fastv:2:0.5:x=1", "strategy 'fastv' has no parameter 'x': it has scored_by"),
         ("fastv:2:0.5:0.1", "has 3 numbers"),
         ("fastv:2:0.1-0.5", "keeps a fixed share"),
