@@ -87,6 +87,7 @@ bench-gpu: setup  ## the same on an H200, models of real size (some minutes)
 	$(BIN)/python -m halfv_accel.bench.targets reports/bench > reports/bench/targets.md
 
 compare: setup  ## all methods, three budgets, 1,000 held-out questions, on the embedded models (about 20 minutes on 2 cores)
+	rm -rf runs/heldout
 	$(BIN)/python -m tiny_vlm.heldout --samples 1000 --out runs/heldout
 	OMP_NUM_THREADS=1 $(BIN)/halfv compare --model tiny-qwen2.5-vl $(HELDOUT)/tiny-qwen2.5-vl & qwen=$$!; \
 	OMP_NUM_THREADS=1 $(BIN)/halfv compare --model tiny-llava $(HELDOUT)/tiny-llava & llava=$$!; \
